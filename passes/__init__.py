@@ -1,0 +1,1 @@
+"""Graph passes, one file an axis or a clean-up."""
