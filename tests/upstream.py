@@ -33,31 +33,33 @@ def checkout(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def imported(name: str, *modules: str) -> Iterator[list[ModuleType]]:
-    """Import `modules` of one checkout; modules of same-named packages are restored afterwards."""
+def importable(name: str) -> Iterator[None]:
+    """Within the block, one checkout is importable; same-named packages of the others are put aside meanwhile.
+
+    The block must last as long as the model is traced: Dynamo imports the modules of the code that it inlines.
+    """
     root = str(checkout(name))
     aside = _pop_packages()
     sys.path.insert(0, root)
     try:
-        for package in modules:
-            _require_third_party(package)
-        yield [importlib.import_module(module) for module in modules]
+        yield
     finally:
         sys.path.remove(root)
         _pop_packages()
         sys.modules.update(aside)
 
 
+def modules(*names: str) -> list[ModuleType]:
+    """Import modules of the checkout in use; a missing third-party package is a skip that names it."""
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in PACKAGES:
+            raise
+        pytest.skip(f"{names[0]} needs the package {error.name}: pip install {error.name}")
+
+
 def _pop_packages() -> dict[str, ModuleType]:
     names = [m for m in sys.modules if m.split(".")[0] in PACKAGES]
     return {m: sys.modules.pop(m) for m in names}
 
-
-def _require_third_party(module: str) -> None:
-    """Skip where a checkout needs a package that this environment lacks; any other import error is an error."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in PACKAGES:
-            raise
-        pytest.skip(f"{module} needs the package {error.name}: pip install {error.name}")

@@ -1,1 +1,43 @@
-"""Speed for feed-forward 3D reconstruction models: a torch.compile backend for the VGGT family."""
+"""Speed for feed-forward 3D reconstruction models: a torch.compile backend for the VGGT family.
+
+    torch.compile(model, backend="vggt_sparse", options={"plan": "g2f"})
+
+Names are imported when they are first used, so importing the package costs nothing and needs no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vggt_compile.backend import vggt_sparse as vggt_sparse
+    from vggt_compile.dry_run import explain as explain
+    from vggt_compile.families.trace import prepare as prepare
+    from vggt_compile.families.trace import unprepare as unprepare
+    from vggt_compile.plan import Plan as Plan
+    from vggt_compile.report import Report as Report
+    from vggt_compile.report import collect_reports as collect_reports
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "vggt_sparse": "backend",
+    "explain": "dry_run",
+    "prepare": "families.trace",
+    "unprepare": "families.trace",
+    "Plan": "plan",
+    "Report": "report",
+    "collect_reports": "report",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

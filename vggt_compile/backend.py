@@ -1,0 +1,134 @@
+"""The Dynamo entry point: options → Plan → rewrite → Inductor."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch._logging import trace_structured
+from torch.fx import GraphModule
+
+from vggt_compile import breaks, recipes
+from vggt_compile.errors import PlanError, UnknownName
+from vggt_compile.families import trace
+from vggt_compile.plan import Plan
+from vggt_compile.report import Report, publish
+from vggt_compile.rewrite import rewrite
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `torch.compile(options=…)` may hold.
+
+    Attributes:
+        plan: a recipe's name, the path of a JSON file, a dictionary, or a Plan.
+        strict: raise where a layer that the plan names was not rewritten.
+        inductor: handed on to Inductor as configuration for this compile.
+    """
+
+    plan: Plan
+    strict: bool = False
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any] | None) -> Options:
+        given = dict(given or {})
+        for key in given:
+            if key not in ("plan", "strict", "inductor"):
+                raise UnknownName("option", key, ("plan", "strict", "inductor"))
+        strict, inductor = given.get("strict", False), given.get("inductor", {})
+        if not isinstance(strict, bool):
+            raise PlanError(f"strict is True or False, not {strict!r}")
+        if not isinstance(inductor, Mapping):
+            raise PlanError(f"inductor is a dictionary of Inductor settings, not {inductor!r}")
+        known = torch._inductor.config.get_config_copy()
+        for key in inductor:
+            if key.replace("-", "_") not in known:
+                raise UnknownName("Inductor setting", key, known)
+        return cls(recipes.resolve(given.get("plan")), strict, inductor)
+
+
+def vggt_sparse(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Backend for torch.compile: rewrite the global attentions by a plan, then compile with Inductor.
+
+    Args:
+        gm, example_inputs: what Dynamo hands over.
+        options: see `Options`.
+        mode: of torch.compile, as for Inductor.
+
+    Raises:
+        PlanError: options that cannot be meant; Dynamo wraps it in BackendCompilerFailed.
+        NotRewritten: under `strict`.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    chosen = Options.read(options)
+    reported_rewrite(gm, chosen)
+    patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
+    tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
+    with torch.compiler.config.patch(cache_key_tag=tag):
+        return compile_fx(gm, list(example_inputs), config_patches=patches)
+
+
+def reported_rewrite(gm: GraphModule, options: Options) -> Report:
+    """Rewrite one graph of Dynamo's; log, trace and publish its report."""
+    late = trace.arm()
+    before = gm.print_readable(print_output=False)
+    strict = options.strict and not breaks.is_fragment(gm)
+    report = rewrite(gm, options.plan, strict=strict)
+    report.notes += breaks.describe(gm, report, late)
+    _emit("vggt_compile_graph_before", "string", before)
+    _emit("vggt_compile_graph_after", "string", gm.print_readable(print_output=False))
+    _emit("vggt_compile_plan", "json", options.plan.to_json())
+    _emit("vggt_compile_report", "json", report.to_dict())
+    if report.rows:
+        log.info("%s", report)
+    for note in report.notes:
+        warnings.warn(f"vggt_compile: {note}", stacklevel=2)
+    publish(report)
+    return report
+
+
+def _emit(name: str, encoding: str, payload: object) -> None:
+    """An artifact of TORCH_TRACE, so of tlparse."""
+    import json
+
+    text = payload if isinstance(payload, str) else json.dumps(payload)
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=lambda: text)
+
+
+@functools.cache
+def source_hash() -> str:
+    """Changes with every edit of this package: a traceable operator's body is not part of Inductor's own cache key."""
+    digest = hashlib.sha256()
+    for path in sorted(_sources()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _sources() -> Iterator[Path]:
+    root = Path(__file__).parent
+    yield from root.rglob("*.py")
+    import vggt_compile.passes
+
+    yield from Path(vggt_compile.passes.__path__[0]).rglob("*.py")
+
+
+trace.arm()
+torch._dynamo.callback.on_compile_start(lambda _: trace.arm())

@@ -1,0 +1,79 @@
+"""What a plan would do to a model, without running a kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_map
+
+from vggt_compile.backend import Options, reported_rewrite
+from vggt_compile.graph.dialect import value
+from vggt_compile.report import Report, collect_reports
+
+
+def explain(
+    model: nn.Module, *inputs: Any, plan: object = None, strict: bool = False, dynamic: bool | None = None, **kwargs: Any
+) -> Report:
+    """Trace `model(*inputs, **kwargs)` and report what a plan does to each attention.
+
+    The trace is the one that torch.compile makes, under the caller's autocast and grad mode. Graphs are rewritten but
+    not compiled, and calling one gives uninitialised outputs of the right shape, so no kernel runs.
+
+    Args:
+        model: on any device, in evaluation mode.
+        inputs, kwargs: as for the model; only shapes, types and devices matter.
+        plan: see `vggt_compile.recipes.resolve`.
+        strict: raise NotRewritten where a layer that the plan names would not be rewritten.
+        dynamic: as for torch.compile.
+
+    Returns:
+        One report; the graphs of a model that breaks are joined in it.
+    """
+    options = Options.read({"plan": plan, "strict": strict})
+
+    def backend(gm: GraphModule, _: Any) -> Any:
+        reported_rewrite(gm, options)
+        return _hollow(gm)
+
+    with collect_reports() as reports:
+        torch.compile(_fresh_call(), backend=backend, dynamic=dynamic)(model, *inputs, **kwargs)
+    return _join(reports, options)
+
+
+def _fresh_call() -> Any:
+    """A function with code of its own, so that explaining leaves nothing in Dynamo's caches of the model's forward."""
+
+    def call(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
+        return model(*inputs, **kwargs)
+
+    return type(call)(call.__code__.replace(), call.__globals__, call.__name__)
+
+
+def _hollow(gm: GraphModule) -> Any:
+    """A function that takes the graph's inputs and returns storage for its outputs."""
+    output: Node = next(node for node in gm.graph.nodes if node.op == "output")
+    outputs = tree_map(lambda x: _storage(value(x)) if isinstance(x, Node) else x, output.args[0])
+    return lambda *_: outputs
+
+
+def _storage(seen: Any) -> Any:
+    def number(size: Any) -> Any:
+        return size.node.hint if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size
+
+    if not isinstance(seen, torch.Tensor):
+        return number(seen)
+    return torch.empty([number(s) for s in seen.shape], dtype=seen.dtype, device=seen.device)
+
+
+def _join(reports: list[Report], options: Options) -> Report:
+    joined = Report(plan=options.plan.name)
+    for report in reports:
+        joined.rows += report.rows
+        joined.notes += report.notes
+        joined.dynamic |= report.dynamic
+        if report.family != "generic":
+            joined.family = report.family
+    return joined

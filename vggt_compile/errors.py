@@ -1,0 +1,50 @@
+"""Every error of this package, with its message; a user can act on each without reading our code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VggtCompileError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class PlanError(VggtCompileError, ValueError):
+    """Options or a plan that cannot be meant: an unknown name or a value outside its range."""
+
+
+class UnknownName(PlanError):
+    """A name that is not known; the message carries the nearest known one."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        known = sorted(map(str, known))
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        listing = ", ".join(known) or "none"
+        super().__init__(f"unknown {kind} {name!r}{hint} (known: {listing})")
+
+
+class NotRewritten(VggtCompileError):
+    """Under `strict`, a layer that the plan names was left as it was."""
+
+    def __init__(self, failures: Iterable[str]) -> None:
+        lines = "\n  ".join(failures)
+        super().__init__(
+            "strict: the plan names layers that were not rewritten:\n  "
+            f"{lines}\nTake them out of the plan, or drop strict=True and read the report."
+        )
+
+
+class RewriteBug(VggtCompileError, AssertionError):
+    """A pass produced a value of another shape, dtype or device than the one that it replaces."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(
+            f"the rewrite of {path} changed {what}. This is a bug in vggt_compile: please report it with the plan; "
+            "until it is fixed, leave this layer out of the plan."
+        )
+
+
+class BadInput(VggtCompileError, ValueError):
+    """Images, folders or arguments that the command line cannot work with."""

@@ -1,0 +1,175 @@
+"""The only reader of torch IR (what Dynamo hands to a backend) and of aten IR (what torch.export gives).
+
+Everything else in the package sees records without a dialect: attention calls, module paths, values.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from vggt_compile.site import AttentionCall
+
+aten = torch.ops.aten
+
+_SDPA = {torch._C._nn.scaled_dot_product_attention, F.scaled_dot_product_attention}
+_SDPA_ATEN = {aten.scaled_dot_product_attention.default}
+_MATMUL = {torch.matmul, operator.matmul, torch.bmm, aten.matmul.default, aten.bmm.default, aten.mm.default}
+_SOFTMAX = {torch.softmax, F.softmax, aten.softmax.int, aten._softmax.default}
+_DROPOUT = {F.dropout, torch.dropout, aten.dropout.default}
+_MULTIPLY = {operator.mul, torch.mul, operator.imul, aten.mul.Tensor, aten.mul.Scalar}
+_DIVIDE = {operator.truediv, torch.div, aten.div.Tensor, aten.div.Scalar}
+_TRANSPOSE = {torch.transpose, aten.transpose.int}
+_PASS_THROUGH = {torch.clone, aten.clone.default, aten.detach.default, aten.alias.default}
+_CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
+
+
+def value(node: Node) -> Any:
+    """The fake value of a node, in whichever field its dialect keeps it."""
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def value_key(graph: torch.fx.Graph) -> str:
+    """The field in which nodes of this graph keep their fake value."""
+    return "val" if any("val" in node.meta for node in graph.nodes) else "example_value"
+
+
+def module_path(node: Node) -> str | None:
+    """Dotted path of the module that made the node, from the root of what was compiled; None where Dynamo lost it."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path = next(reversed(stack.values()))[0]
+    path = re.sub(r"\._modules\['([^']+)'\]", r".\1", path)
+    path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path)  # L['self'] and indexing of containers
+    head, *rest = path.split(".")
+    return ".".join(rest[1:] if head in ("L", "G") else [head, *rest])
+
+
+def graphs(gm: GraphModule) -> Iterator[tuple[GraphModule, int]]:
+    """The graph and its sub-graphs (autocast regions, shared regions), each with the number of calls that share it."""
+    yield gm, 1
+    uses: dict[str, int] = {}
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), GraphModule):
+            uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
+    for name, calls in uses.items():
+        for inner, inner_calls in graphs(getattr(gm, name)):
+            yield inner, calls * inner_calls
+
+
+def attention_call(node: Node) -> AttentionCall | None:
+    """The node as an attention call, None where it is something else."""
+    if node.op != "call_function" or node.target not in _SDPA | _SDPA_ATEN:
+        return None
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return AttentionCall(
+        node,
+        given["query"],
+        given["key"],
+        given["value"],
+        mask=given.get("attn_mask"),
+        dropout=given.get("dropout_p", 0.0),
+        causal=given.get("is_causal", False),
+        scale=given.get("scale"),
+        gqa=given.get("enable_gqa", False),
+    )
+
+
+def is_attention_like(node: Node) -> bool:
+    """Attention or a softmax: where there is one, a plan may have meant this graph."""
+    return attention_call(node) is not None or softmax_input(node) is not None
+
+
+def matmul_operands(node: object) -> tuple[Node, Node] | None:
+    return _binary(node, _MATMUL, ("matmul", "bmm", "__matmul__"))
+
+
+def softmax_input(node: object) -> Node | None:
+    """The input of a softmax over the last dimension."""
+    if not isinstance(node, Node) or not _calls(node, _SOFTMAX, ("softmax",)):
+        return None
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    last = value(node).ndim - 1 if isinstance(value(node), Tensor) else None
+    return source if isinstance(source, Node) and dim in (-1, last) else None
+
+
+def transposed(node: object) -> Node | None:
+    """x where the node is x with its last two dimensions exchanged."""
+    if not isinstance(node, Node) or not _calls(node, _TRANSPOSE, ("transpose", "mT", "permute")):
+        return None
+    source, ndim = node.args[0], getattr(value(node), "ndim", 0)
+    dims = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+    if node.target == "permute":
+        swapped = [*range(ndim - 2), ndim - 1, ndim - 2]
+        return source if [d % ndim for d in dims] == swapped and isinstance(source, Node) else None
+    pair = {d % ndim for d in dims if isinstance(d, int)} if ndim else set()
+    return source if pair == {ndim - 1, ndim - 2} and isinstance(source, Node) else None
+
+
+def scaled(node: object) -> tuple[Node, float] | None:
+    """(x, c) where the node is x·c or x/c with a number c."""
+    for targets, methods, invert in ((_MULTIPLY, ("mul", "mul_"), False), (_DIVIDE, ("div", "div_"), True)):
+        if isinstance(node, Node) and _calls(node, targets, methods) and len(node.args) == 2:
+            tensor, number = node.args if isinstance(node.args[0], Node) else reversed(node.args)
+            if isinstance(tensor, Node) and isinstance(number, (int, float)) and math.isfinite(number):
+                return None if invert and tensor is not node.args[0] else (tensor, 1 / number if invert else number)
+    return None
+
+
+def inert_source(node: Node) -> Node | None:
+    """x where the node is x unchanged: dropout outside training, clone, detach."""
+    if _calls(node, _PASS_THROUGH, ("clone", "detach", "contiguous")):
+        return node.args[0] if isinstance(node.args[0], Node) else None
+    if _calls(node, _DROPOUT, ("dropout",)):
+        given = dict(zip(("input", "p", "training"), node.args, strict=False)) | dict(node.kwargs)
+        source = given["input"]
+        if (given.get("p", 0.5) == 0 or not given.get("training", True)) and isinstance(source, Node):
+            return source
+    return None
+
+
+def multi_head_attention(node: Node) -> dict[str, Any] | None:
+    """Arguments by name where the node is PyTorch's functional multi-head attention."""
+    if node.op != "call_function" or node.target is not F.multi_head_attention_forward:
+        return None
+    names = F.multi_head_attention_forward.__code__.co_varnames
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def patch_grid(node: Node) -> tuple[Any, Any] | None:
+    """(rows, columns) where the node is a patch embedding: a convolution of images whose stride is its kernel."""
+    if node.op != "call_function" or node.target not in _CONV:
+        return None
+    given = dict(zip(("input", "weight", "bias", "stride"), node.args, strict=False)) | dict(node.kwargs)
+    source, weight, out = value(given["input"]), value(given["weight"]), value(node)
+    kernel, stride = tuple(weight.shape[-2:]), given.get("stride", 1)
+    stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    if source.shape[1] != 3 or len(out.shape) != 4 or kernel != stride or max(kernel) == 1:
+        return None
+    return out.shape[-2], out.shape[-1]
+
+
+def _calls(node: Node, targets: set[Any], methods: tuple[str, ...]) -> bool:
+    return (node.op == "call_function" and node.target in targets) or (
+        node.op == "call_method" and node.target in methods
+    )
+
+
+def _binary(node: object, targets: set[Any], methods: tuple[str, ...]) -> tuple[Node, Node] | None:
+    if not isinstance(node, Node) or not _calls(node, targets, methods):
+        return None
+    operands = (*node.args, *node.kwargs.values())
+    if len(operands) != 2 or not all(isinstance(operand, Node) for operand in operands):
+        return None
+    return operands  # type: ignore[return-value]

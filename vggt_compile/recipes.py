@@ -1,0 +1,55 @@
+"""Published methods as plans: a few lines each, with their source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vggt_compile.errors import PlanError, UnknownName
+from vggt_compile.plan import Plan
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named plan. `source` is the paper or page that it follows, `summary` one line for people."""
+
+    name: str
+    summary: str
+    source: str
+    plan: Plan
+
+
+DEFAULT = "g2f"
+
+_PLANS: tuple[tuple[str, str, str, dict], ...] = (
+    ("dense", "nothing is rewritten: the model in one graph, memory-lean", "the model's own paper", {}),
+    (
+        "g2f",
+        "early global layers attend inside their frame: layers 0-8 of VGGT, the first 10 global ones of π³",
+        "AVGGT, arXiv 2512.02541, its first step (G2F)",
+        {"layers": {"0-8": {"scope": "frame"}}, "families": {"pi3": {"0-9": {"scope": "frame"}}}},
+    ),
+)
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name."""
+    return {name: Recipe(name, summary, source, Plan.read(plan, name)) for name, summary, source, plan in _PLANS}
+
+
+def resolve(plan: object = None) -> Plan:
+    """The plan that a user means: a Plan, a dictionary, a recipe's name, the path of a JSON file, or None (default)."""
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Mapping):
+        return Plan.read(plan)
+    if plan is None:
+        plan = DEFAULT
+    if isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json")):
+        return Plan.load(plan)
+    if not isinstance(plan, str):
+        raise PlanError(f"a plan is a recipe's name, the path of a JSON file, a dictionary or a Plan, not {plan!r}")
+    if plan not in (known := recipes()):
+        raise UnknownName("recipe", plan, known)
+    return known[plan].plan

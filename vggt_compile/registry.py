@@ -1,0 +1,154 @@
+"""What can be added from outside: methods of an axis, and families. Built-in ones register in the same way.
+
+A package adds its own by naming a module under the entry-point group `vggt_compile.extensions`; importing that module
+registers what it decorates.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from vggt_compile.errors import PlanError, UnknownName
+from vggt_compile.site import AttentionState, Scope, Skip
+
+AXES = ("scope", "tokens", "keys", "blocks")
+"""The order in which the axes act on an attention."""
+
+Transform = Callable[..., AttentionState | Skip]
+
+Place = tuple[Scope, int | None]
+"""Scope and layer of one attention module."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to act on an axis: `run(site, state, edit, **parameters)`.
+
+    Keyword-only parameters of the function are the options of the plan language: their names, annotations and defaults
+    are the names, types and defaults that users see, and its docstring is the help text.
+    """
+
+    axis: str
+    name: str
+    run: Transform
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        signature = inspect.signature(self.run, eval_str=True)
+        return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters of a use of this method, given ones over defaults; PlanError names what is wrong."""
+        where = f"method {self.name!r} of axis {self.axis!r}"
+        for name in given:
+            if name not in self.parameters:
+                raise UnknownName(f"parameter of {where}", name, self.parameters)
+        missing = [n for n, p in self.parameters.items() if p.default is p.empty and n not in given]
+        if missing:
+            raise PlanError(f"{where} needs {', '.join(missing)}")
+        for name, value in given.items():
+            _check_type(f"{name!r} of {where}", value, self.parameters[name].annotation)
+        return {n: given.get(n, p.default) for n, p in self.parameters.items()}
+
+
+def _check_type(what: str, value: Any, annotation: Any) -> None:
+    if typing.get_origin(annotation) is Literal:
+        if value not in typing.get_args(annotation):
+            raise UnknownName(f"value for {what}:", value, map(str, typing.get_args(annotation)))
+        return
+    wanted = {float: (int, float)}.get(annotation, annotation)
+    if annotation is not inspect.Parameter.empty and (
+        not isinstance(value, wanted) or (isinstance(value, bool) and annotation is not bool)
+    ):
+        raise PlanError(f"{what} must be {getattr(annotation, '__name__', annotation)}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What we know of one model family from the paths of its attention modules.
+
+    Attributes:
+        name: as in reports and in the `families` part of a plan.
+        blocks: finds the attention modules of the trunk by their path; the first family that finds one in a graph
+            speaks for the graph.
+        place: a match of `blocks` → (scope, layer) where the path alone tells, else None. A scope is a claim: it holds
+            only where shapes agree. Layers count the family's global attentions from 0.
+        special: tokens per frame that are not patches, for graphs that do not hold the patch embedding.
+    """
+
+    name: str
+    blocks: re.Pattern[str]
+    place: Callable[[re.Match[str]], Place | None]
+    special: int | None = None
+
+    def knows(self, path: str) -> bool:
+        return self.blocks.search(path) is not None
+
+    def claim(self, path: str) -> Place | None:
+        match = self.blocks.search(path)
+        return self.place(match) if match else None
+
+
+_methods: dict[tuple[str, str], Method] = {}
+_families: dict[str, Family] = {}
+
+
+def method(axis: str, name: str) -> Callable[[Transform], Transform]:
+    """Register a function as a method of an axis; its plan form is `{axis: name}` or `{axis: {"method": name, …}}`."""
+    if axis not in AXES:
+        raise UnknownName("axis", axis, AXES)
+
+    def register(run: Transform) -> Transform:
+        known = _methods.get((axis, name))
+        if known is not None and known.run.__module__ != run.__module__:
+            raise PlanError(f"method {name!r} of axis {axis!r} is already registered by {known.run.__module__}")
+        _methods[axis, name] = Method(axis, name, run)
+        return run
+
+    return register
+
+
+def family(entry: Family) -> Family:
+    """Register a model family; the first one that places a path of a graph speaks for the graph."""
+    _families[entry.name] = entry
+    return entry
+
+
+def find_method(axis: str, name: str) -> Method:
+    _load()
+    if (axis, name) not in _methods:
+        raise UnknownName(f"method of axis {axis!r}", name, (n for a, n in _methods if a == axis))
+    return _methods[axis, name]
+
+
+def methods() -> list[Method]:
+    """Every method, in the order in which axes act."""
+    _load()
+    return sorted(_methods.values(), key=lambda m: (AXES.index(m.axis), m.name))
+
+
+def families() -> list[Family]:
+    _load()
+    return list(_families.values())
+
+
+@functools.cache
+def _load() -> None:
+    for package in ("vggt_compile.passes", "vggt_compile.families"):
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(info.name)
+    for point in entry_points(group="vggt_compile.extensions"):
+        point.load()

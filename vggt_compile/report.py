@@ -1,0 +1,151 @@
+"""What was done: one row for each attention site, and the reason wherever nothing was done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attention site. Sizes and FLOPs are those of the inputs that were traced with.
+
+    Attributes:
+        axes: what acted, axis → setting; empty where the attention is as the model wrote it.
+        implementation: `sdpa`, or `spelled out` for products around a softmax that were left as they are.
+        flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
+        reason: why the site was left alone; None where the plan was applied.
+    """
+
+    path: str
+    layer: int | None
+    scope: str
+    batch: int
+    frames: int | None
+    per_frame: int | None
+    special: int | None
+    heads: int
+    head_dim: int
+    dtype: str
+    axes: dict[str, Any]
+    implementation: str
+    flops_before: int
+    flops_after: int
+    reason: str | None
+
+
+@dataclass
+class Report:
+    """What a rewrite did to one graph.
+
+    Attributes:
+        rows: one for each attention site, in execution order.
+        notes: sentences about the graph as a whole: layers that the plan names and the model lacks, graph breaks.
+        dynamic: whether sizes were symbolic, so that the numbers in the rows are those of one example.
+    """
+
+    plan: str = "dense"
+    family: str = "generic"
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dynamic: bool = False
+
+    @property
+    def rewritten(self) -> list[Row]:
+        return [row for row in self.rows if row.axes]
+
+    @property
+    def global_rows(self) -> list[Row]:
+        return [row for row in self.rows if row.scope == "global"]
+
+    def attention_left(self) -> float:
+        """Share of the attention FLOPs of the graph that is left, 1.0 where nothing was saved."""
+        before = sum(row.flops_before for row in self.rows)
+        return sum(row.flops_after for row in self.rows) / before if before else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: every row and note."""
+        return asdict(self) | {"attention_left": self.attention_left()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    def table(self, *, every: bool = False) -> str:
+        """The global sites, and with `every` all others too."""
+        shown = self.rows if every else [row for row in self.rows if row.scope == "global" or row.axes]
+        return tabulate(map(_cells, shown), headers=_HEADERS, disable_numparse=True)
+
+    def __str__(self) -> str:
+        lines = [f"vggt_compile: plan {self.plan!r}, family {self.family!r}{', dynamic shapes' if self.dynamic else ''}"]
+        if any(row.scope == "global" or row.axes for row in self.rows):
+            lines.append(self.table())
+        rest = [row for row in self.rows if row.scope != "global" and not row.axes]
+        if rest:
+            kinds = {scope: sum(row.scope == scope for row in rest) for scope in ("frame", "other")}
+            lines.append(f"not over frames, left alone: {kinds['frame']} inside frames, {kinds['other']} others")
+        lines.append(
+            f"{len(self.rewritten)} of {len(self.rows)} attentions rewritten; "
+            f"{self.attention_left():.1%} of the attention FLOPs left"
+        )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+_HEADERS = ("layer", "path", "scope", "B", "frames × tokens", "heads × dim", "dtype", "done", "by", "GFLOP", "reason")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    layout = f"{row.frames} × {row.per_frame}" if row.frames is not None else ""
+    if row.special is not None:
+        layout += f" ({row.special} special)"
+    before, after = f"{row.flops_before / 1e9:.3g}", f"{row.flops_after / 1e9:.3g}"
+    return (
+        "" if row.layer is None else str(row.layer),
+        row.path,
+        row.scope,
+        str(row.batch),
+        layout,
+        f"{row.heads} × {row.head_dim}",
+        row.dtype,
+        ", ".join(f"{axis}: {_setting(setting)}" for axis, setting in row.axes.items()) or "–",
+        row.implementation,
+        before if before == after else f"{before} → {after}",
+        row.reason or "",
+    )
+
+
+def _setting(setting: Any) -> str:
+    if not isinstance(setting, dict):
+        return str(setting)
+    rest = ", ".join(f"{k}={v}" for k, v in setting.items() if k != "method")
+    return f"{setting['method']}({rest})"
+
+
+_listeners: ContextVar[tuple[list[Report], ...]] = ContextVar("vggt_compile_reports", default=())
+
+
+@contextlib.contextmanager
+def collect_reports() -> Iterator[list[Report]]:
+    """Catch the reports of all compiles inside the block, one for each graph.
+
+    >>> with collect_reports() as reports:
+    ...     compiled(images)
+    >>> print(reports[0])
+    """
+    reports: list[Report] = []
+    token = _listeners.set((*_listeners.get(), reports))
+    try:
+        yield reports
+    finally:
+        _listeners.reset(token)
+
+
+def publish(report: Report) -> None:
+    """Hand a finished report to every `collect_reports` block that is open."""
+    for reports in _listeners.get():
+        reports.append(report)

@@ -1,0 +1,222 @@
+"""The driver: find the attention sites, run the plan's methods in axis order, lower, verify, report.
+
+It is the only place that changes a graph. Passes see a site and an attention state and answer with a new state or a
+Skip; what they add to the graph before a Skip is taken back.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
+
+from vggt_compile import registry
+from vggt_compile.errors import NotRewritten, RewriteBug
+from vggt_compile.graph import dialect
+from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.layout import find_sites
+from vggt_compile.graph.symbols import Symbols, hint, times
+from vggt_compile.passes import lift_attention
+from vggt_compile.plan import Plan, Policy
+from vggt_compile.report import Report, Row
+from vggt_compile.site import AttentionCall, AttentionState, Site, Size, Skip
+
+log = logging.getLogger(__name__)
+
+
+def rewrite(gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = True) -> Report:
+    """Apply a plan to a traced graph, in place.
+
+    Args:
+        gm: as Dynamo hands it to a backend, or `exported.module()` of torch.export.
+        strict: raise NotRewritten where a layer that the plan names is not rewritten.
+        guard: whether `min_tokens` may add a guard; export cannot, and decides by what is known for all sizes.
+
+    Returns:
+        The report. With a dense plan the graph is left as it is, to the node.
+    """
+    report = Report(plan=plan.name)
+    for graph, calls in dialect.graphs(gm):
+        _GraphRewrite(graph, plan, calls, guard, report).run()
+    if strict:
+        failures = unmet(report, plan)
+        if failures:
+            raise NotRewritten(failures)
+    elif report.global_rows:
+        report.notes += [f"the plan names {failure}" for failure in unmet(report, plan) if "no such layer" in failure]
+    return report
+
+
+def unmet(report: Report, plan: Plan) -> list[str]:
+    """Layers that the plan names and that were not rewritten, each with its reason."""
+    failures = []
+    by_layer = {row.layer: row for row in report.global_rows}
+    for layers, policy in plan.rules_for(report.family):
+        if policy.dense:
+            continue
+        for layer in sorted(layers.closed() | {n for n in by_layer if n is not None and n in layers}):
+            row = by_layer.get(layer)
+            if row is None:
+                failures.append(f"layer {layer}: no such layer (global layers found: {_span(by_layer)})")
+            elif not row.axes:
+                failures.append(f"layer {layer} ({row.path}): {row.reason}")
+    return failures
+
+
+def _span(layers: dict) -> str:
+    return f"{min(layers)}-{max(layers)}" if layers else "none"
+
+
+class _GraphRewrite:
+    """One graph on its way through the driver."""
+
+    def __init__(self, gm: GraphModule, plan: Plan, calls: int, guard: bool, report: Report) -> None:
+        self.gm, self.plan, self.calls, self.guard, self.report = gm, plan, calls, guard, report
+        self.symbols = Symbols(gm.graph)
+        self.edit = Editor(gm, self.symbols)
+
+    def run(self) -> None:
+        if not self.plan.dense:
+            self._expand_functional()
+        attentions, refused = self._find_calls()
+        sites = find_sites(self.gm, attentions, registry.families(), self.symbols)
+        known = [site.family for site in sites if site.family != "generic"]
+        self.report.family = known[0] if known else self.report.family
+        self.report.dynamic |= any(not isinstance(site.tokens, int) for site in sites)
+        for site in sites:
+            self.report.rows.append(self._apply(site))
+        self.report.rows += refused
+        if not self.plan.dense:
+            self.gm.graph.lint()
+            self.gm.recompile()
+
+    def _expand_functional(self) -> None:
+        for node in list(self.gm.graph.nodes):
+            given = dialect.multi_head_attention(node)
+            if given is None:
+                continue
+            with self.edit.before(node):
+                out = lift_attention.expand(node, given, self.edit)
+                if isinstance(out, Skip):
+                    self.edit.undo()
+                    self.report.notes.append(f"multi-head attention {dialect.module_path(node)} left alone: {out.reason}")
+                    continue
+            for user in list(node.users):
+                if user.args[1:] == (0,):
+                    user.replace_all_uses_with(out)
+                self.gm.graph.erase_node(user)
+            self.gm.graph.erase_node(node)
+
+    def _find_calls(self) -> tuple[list[AttentionCall], list[Row]]:
+        calls: list[AttentionCall] = []
+        refused: list[Row] = []
+        for node in self.gm.graph.nodes:
+            call = dialect.attention_call(node) or lift_attention.lift(node)
+            if isinstance(call, Skip):
+                refused.append(_refused_row(node, call.reason))
+            elif call is not None:
+                calls.append(call)
+        return calls, refused
+
+    def _apply(self, site: Site) -> Row:
+        before = times(site.batch, site.tokens, site.tokens)
+        state = AttentionState(site.call.q, site.call.k, site.call.v, before)
+        policy, reason = self._policy(site)
+        if self.plan.dense or (policy.dense and not (site.call.spelled_out and site.refusal is None)):
+            return self._row(site, state, before, reason)
+        with self.edit.before(site.call.node):
+            outcome = self._run_methods(site, state, policy)
+            if isinstance(outcome, Skip):
+                self.edit.undo()
+                return self._row(site, state, before, outcome.reason)
+            self._lower(site, outcome)
+        return self._row(site, outcome, before, None if outcome.axes else reason, lifted=site.call.spelled_out)
+
+    def _policy(self, site: Site) -> tuple[Policy, str | None]:
+        """What the plan wants of a site, and why that is nothing where it is nothing."""
+        if site.refusal is not None:
+            return Policy(), site.refusal
+        if site.scope != "global" or site.layer is None:
+            return Policy(), {"frame": "inside frames already"}.get(site.scope, "not attention over frames")
+        policy = self.plan.policy(site.layer, site.family)
+        if policy.dense:
+            return policy, "the plan leaves this layer dense"
+        if self.calls > 1:
+            return Policy(), f"its graph is shared by {self.calls} calls, so layers cannot be told apart"
+        unknown = self.symbols.unknown(site.tokens)
+        if unknown:
+            return Policy(), f"no input of its graph gives the size {', '.join(sorted(unknown))}"
+        if self._below_threshold(site.tokens):
+            return Policy(), f"fewer tokens than min_tokens={self.plan.min_tokens}"
+        return policy, None
+
+    def _below_threshold(self, tokens: Size) -> bool:
+        few = self.symbols.symint(tokens) < self.plan.min_tokens
+        return bool(few) if self.guard else statically_known_true(few)
+
+    def _run_methods(self, site: Site, state: AttentionState, policy: Policy) -> AttentionState | Skip:
+        for axis, setting in policy.settings():
+            run = registry.find_method(axis, setting.method).run
+            outcome = run(site, state, self.edit, **dict(setting.parameters))
+            if isinstance(outcome, Skip):
+                log.debug("%s: %s refused: %s", site.path, axis, outcome.reason)
+                return outcome
+            log.debug("%s: %s applied: %s", site.path, axis, setting.to_json())
+            state = outcome
+        return state
+
+    def _lower(self, site: Site, state: AttentionState) -> None:
+        """Replace the site by the cheapest attention that computes the state."""
+        q, k, v = (self._as_output_dtype(x, site.dtype) for x in (state.q, state.k, state.v))
+        out = self.edit.call(F.scaled_dot_product_attention, q, k, v, scale=site.call.scale)
+        for restore in reversed(state.restores):
+            out = restore(self.edit, out)
+        self._verify(site, out)
+        site.call.node.replace_all_uses_with(out)
+        self.gm.graph.erase_node(site.call.node)
+
+    def _as_output_dtype(self, x: Node, dtype: torch.dtype) -> Node:
+        """Under autocast q and k may be wider than the attention's output; ask for what the model computes in."""
+        return x if dialect.value(x).dtype == dtype else self.edit.call(torch.Tensor.to, x, dtype)
+
+    def _verify(self, site: Site, out: Node) -> None:
+        old, new = dialect.value(site.call.node), dialect.value(out)
+        if old.dtype != new.dtype or old.device != new.device:
+            raise RewriteBug(site.path, f"{old.dtype} on {old.device} into {new.dtype} on {new.device}")
+        if not statically_known_true(sym_eq(tuple(old.shape), tuple(new.shape))):
+            raise RewriteBug(site.path, f"shape {tuple(old.shape)} into {tuple(new.shape)}")
+
+    def _row(
+        self, site: Site, state: AttentionState, before: Size, reason: str | None, *, lifted: bool = False
+    ) -> Row:
+        def number(size: Size) -> int:
+            return hint(size, self.symbols)
+
+        layout, per_pair = site.layout, 4 * number(site.heads) * number(site.head_dim)
+        return Row(
+            path=site.path,
+            layer=site.layer,
+            scope=site.scope,
+            batch=number(site.batch),
+            frames=None if layout is None else number(layout.frames),
+            per_frame=None if layout is None else number(layout.per_frame),
+            special=None if layout is None or layout.special is None else number(layout.special),
+            heads=number(site.heads),
+            head_dim=number(site.head_dim),
+            dtype=str(site.dtype).removeprefix("torch."),
+            axes=state.axes,
+            implementation="spelled out" if site.call.spelled_out and not lifted else "sdpa",
+            flops_before=per_pair * number(before),
+            flops_after=per_pair * number(state.pairs),
+            reason=reason,
+        )
+
+
+def _refused_row(node: Node, reason: str) -> Row:
+    seen = dialect.value(node)
+    path = dialect.module_path(node) or "(module path lost)"
+    dtype = str(seen.dtype).removeprefix("torch.")
+    return Row(path, None, "other", 0, None, None, None, 0, 0, dtype, {}, "spelled out", 0, 0, reason)

@@ -1,0 +1,109 @@
+"""The vocabulary: what a pass may know of an attention call, and what it hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import sympy
+import torch
+from torch.fx import Node
+
+if TYPE_CHECKING:
+    from vggt_compile.graph.edit import Editor
+
+Size = int | sympy.Expr
+"""A size known at compile time, or an expression in the symbols of the graph's shape environment."""
+
+Scope = Literal["global", "frame", "other"]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """softmax(scale · q kᵀ + mask) v as one dialect-free record.
+
+    `node` is the value that a rewrite replaces; q, k, v are [B, H, N, D]. `spelled_out` tells that the graph has the
+    softmax and its two products instead of one attention call.
+    """
+
+    node: Node
+    q: Node
+    k: Node
+    v: Node
+    mask: Node | None = None
+    dropout: float = 0.0
+    causal: bool = False
+    scale: float | None = None
+    gqa: bool = False
+    spelled_out: bool = False
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How the sequence of a global attention is made: `frames` runs of `per_frame` tokens, special tokens first.
+
+    `special` and `grid` (patch rows, patch columns) are None where the graph does not hold the patch embedding.
+    """
+
+    frames: Size
+    per_frame: Size
+    special: Size | None = None
+    grid: tuple[Size, Size] | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call of the traced graph and the facts about it.
+
+    `layer` counts the global attentions of the model from 0 and is None elsewhere. `dtype` is that of the attention's
+    output: under autocast its inputs may still be of another one. `refusal` is why no pass may touch the site.
+    """
+
+    call: AttentionCall
+    path: str
+    scope: Scope
+    batch: Size
+    tokens: Size
+    heads: Size
+    head_dim: Size
+    dtype: torch.dtype
+    layout: TokenLayout | None = None
+    layer: int | None = None
+    family: str = "generic"
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A refusal. Every refusal has a reason, and the reason reaches the report."""
+
+    reason: str
+
+
+Restore = Callable[["Editor", Node], Node]
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """What a pass receives and returns: the operands of the attention to come, and the way back to the query order.
+
+    Attributes:
+        q, k, v: [B', H, N', D] nodes; a pass may change batch and length.
+        restores: applied to the attention's output, last first, until it has the shape of the original output.
+        axes: what was done so far, axis → setting, for the report.
+        pairs: query-key pairs that the attention computes, over all batch items, for one head.
+    """
+
+    q: Node
+    k: Node
+    v: Node
+    pairs: Size
+    restores: tuple[Restore, ...] = ()
+    axes: dict[str, Any] = field(default_factory=dict)
+
+    def then(self, axis: str, setting: Any, restore: Restore, **changes: Any) -> AttentionState:
+        """This state after one more axis has acted."""
+        return replace(
+            self, restores=(*self.restores, restore), axes={**self.axes, axis: setting}, **changes
+        )
