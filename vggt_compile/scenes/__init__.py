@@ -4,7 +4,7 @@
     views.images         # [3, 8, 3, 224, 224] in [0, 1]
     overlap(views)       # [3, 8, 8] what frame i shares with frame j
 
-To add a texture, a trajectory or a kind of scene, write one function and decorate it: `@texture`, `@trajectory`, `@kind`.
+To add a texture, a trajectory or a kind of scene, write one function under `@texture`, `@trajectory` or `@kind`.
 """
 
 from vggt_compile.scenes.cameras import TRAJECTORIES, trajectory

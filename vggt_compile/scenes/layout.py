@@ -5,8 +5,8 @@ World frame: metres, z up, floor at z = 0, the room's axis at x = y = 0.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ class Scene:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Scene":
         """The scene with `change` applied to every tensor."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Scene(**{name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()})
+        tensors: dict[str, Any] = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "boxes"}
+        return replace(self, **tensors)
 
 
 class Region(NamedTuple):
@@ -160,13 +160,11 @@ def paint(dice: Dice, count: int, textures: Sequence[str], cell: tuple[float, fl
     faces = torch.arange(FACES + count) < FACES
     hue, saturation = dice.uniform(0.0, 1.0, FACES + count), dice.uniform(0.25, 1.0, FACES + count)
     value = dice.uniform(0.6, 1.0, FACES + count)
-    saturation = torch.where(faces, saturation * 0.45, saturation * 0.85)
+    saturation = torch.where(faces, saturation * 0.3, saturation * 0.8)
     other = (hue + dice.uniform(-0.15, 0.15, FACES + count)) % 1.0
     darker = value * dice.uniform(0.3, 0.75, FACES + count)
     colours = torch.cat([hsv(hue, saturation, value), hsv(other, saturation, darker)], -1)
-    metres = torch.where(
-        faces, dice.uniform(*cell, FACES + count), dice.uniform(0.08, 0.3, FACES + count)
-    )
+    metres = torch.where(faces, dice.uniform(*cell, FACES + count), dice.uniform(0.08, 0.3, FACES + count))
     return {
         "texture": dice.integers(len(textures), FACES + count),
         "salt": dice.integers(2**31, FACES + count).int(),
@@ -198,7 +196,8 @@ def sample(seeds: Sequence[int], name: str, objects: int, textures: Sequence[str
         centre=torch.cat([centre, middle], 1),
         half=torch.cat([half, radius[..., None].expand(-1, -1, 3)], 1),
         turn=torch.cat([turn, upright], 1),
-        lamp=centre[:, 0] * torch.tensor([1.0, 1.0, 0.0], dtype=half.dtype) + spot * half[:, 0] * torch.tensor([1, 1, 2]),
+        lamp=centre[:, 0] * torch.tensor([1.0, 1.0, 0.0], dtype=half.dtype)
+        + spot * half[:, 0] * torch.tensor([1, 1, 2]),
         light=light,
         **paint(Dice(seeds, "materials"), centre.shape[1] - 1 + radius.shape[1], textures, solids.cell),
     )

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from vggt_compile.scenes.textures import TEXTURES, Patch, blend, fbm
 from vggt_compile.scenes.trace import Hit, dot, shadowed, trace
 from vggt_compile.scenes.views import Views, pixel_centres
 
+Core = Callable[..., tuple[Tensor, Tensor, Tensor]]
 # Rays in flight at once. On a CPU a chunk should stay in the cache; a GPU wants few launches.
 CHUNK = {"cpu": 2**15, "cuda": 2**23}
 
@@ -42,7 +44,7 @@ def shade(hit: Hit, direction: Tensor, focal: Tensor, scene: Scene, style: Style
 
 
 def illuminate(hit: Hit, scene: Scene, style: Style) -> Tensor:
-    """Linear light [3, V, N] that falls on each point, about 0.2 to 1."""
+    """Linear light [3, V, N] that falls on each point, at most 1."""
     lamp, light = scene.lamp.T[..., None], scene.light.T[..., None]
     towards = lamp - hit.point
     square = dot(towards, towards)
@@ -54,7 +56,9 @@ def illuminate(hit: Hit, scene: Scene, style: Style) -> Tensor:
     return (light[0] * (0.9 + 0.1 * hit.normal[2]) + direct * light[2:5]).clamp(max=1)
 
 
-def cast(pixels: Tensor, intrinsics: Tensor, extrinsics: Tensor, scene: Scene, style: Style) -> tuple[Tensor, ...]:
+def cast(
+    pixels: Tensor, intrinsics: Tensor, extrinsics: Tensor, scene: Scene, style: Style
+) -> tuple[Tensor, Tensor, Tensor]:
     """Colours [3, V, N], depth [V, N] and world points [3, V, N] of pixels [N, 3] in each of V views."""
     focal, centre = intrinsics[:, 0, 0], intrinsics[:, :2, 2]
     x, y = (pixels.T[:2, None] - centre.T[..., None]) / focal[:, None]
@@ -66,21 +70,23 @@ def cast(pixels: Tensor, intrinsics: Tensor, extrinsics: Tensor, scene: Scene, s
 
 
 @functools.cache
-def compiled_cast() -> Callable[..., tuple[Tensor, ...]]:
+def compiled_cast() -> Core:
     """`cast` under torch.compile, once in a process: it fuses the whole ray into a few kernels."""
     return torch.compile(cast, dynamic=False)
 
 
-def cast_all(views: tuple[Tensor, Tensor], scene: Scene, style: Style, size: tuple[int, int], chunk: int, core) -> tuple:
+def cast_all(
+    cameras: tuple[Tensor, Tensor], scene: Scene, style: Style, size: tuple[int, int], chunk: int, core: Core
+) -> tuple[Tensor, Tensor, Tensor]:
     """`cast` for every pixel of every view, at most `chunk` rays at a time: [V, 3, H·W], [V, H·W], [V, H·W, 3]."""
-    intrinsics, extrinsics = views
+    intrinsics, extrinsics = cameras
     pixels = pixel_centres(*size, like=intrinsics)
     count, rays = len(intrinsics), len(pixels)
     images, depth = intrinsics.new_empty(count, 3, rays), intrinsics.new_empty(count, rays)
     points = intrinsics.new_empty(count, rays, 3)
     for first in range(0, count, group := max(1, chunk // rays)):
         v = slice(first, first + group)
-        rows = scene.map(lambda tensor, v=v: tensor[v])
+        rows = scene.map(itemgetter(v))
         for start in range(0, rays, chunk):
             n = slice(start, start + chunk)
             colour, depth[v, n], point = core(pixels[n], intrinsics[v], extrinsics[v], rows, style)
@@ -110,7 +116,7 @@ def render(
     trajectory: "orbit", "walk" or "wide"; kind: "indoor" or "objects". dtype: float32 or float64 for all five tensors.
     objects: boxes and spheres in a scene. fov: range in degrees along the longer side, one value for each scene.
     textures: names to draw from, all by default. chunk: rays in flight, by default what suits the device.
-    compile: fuse with torch.compile (a minute for the first call of a shape; equal up to rounding, not bit for bit).
+    compile: fuse with torch.compile (a minute or two for the first call of a shape; equal up to rounding).
 
     The same arguments give the same bits on the same device; a scene depends on its own seed only.
     Raises ValueError for an unknown name, saying the nearest valid one, and for sizes and counts out of range.
@@ -136,7 +142,9 @@ def render(
     )
 
 
-def check(frames: int, size: tuple, dtype: torch.dtype, objects: int, fov: tuple, names: tuple, chunk: int | None) -> None:
+def check(
+    frames: int, size: tuple, dtype: torch.dtype, objects: int, fov: tuple, names: tuple, chunk: int | None
+) -> None:
     """ValueError for the first argument out of range."""
     if frames < 1 or len(size) != 2 or min(size) < 1:
         raise ValueError(f"frames and both sides of size must be at least 1, got frames={frames}, size={tuple(size)}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OCTAVES = 3
+OCTAVES = 4
 
 
 class Patch(NamedTuple):

@@ -28,16 +28,15 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def to_local(vector: Tensor, turn: Tensor) -> Tensor:
-    """World to solid: undo the yaw whose cosine and sine are turn [2, …]."""
-    cos, sin = turn
+def to_local(vector: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """World to solid: undo the yaw of this cosine and sine."""
     return torch.stack([cos * vector[0] + sin * vector[1], cos * vector[1] - sin * vector[0], vector[2]])
 
 
 def slabs(origin: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
     """Where rays enter and leave a box around the origin; it is hit if enter < leave."""
-    tiny = torch.full_like(direction, 1e-12)  # a ray parallel to a face: huge but finite distances, never 0 × ∞
-    inverse = 1 / torch.where(direction.abs() < tiny, tiny, direction)
+    # A ray parallel to a face gets huge but finite distances, never 0 × ∞.
+    inverse = 1 / torch.where(direction == 0, 1e-12, direction)
     side = torch.copysign(half.expand_as(inverse), inverse)
     enter, leave = (-side - origin) * inverse, (side - origin) * inverse
     return (
@@ -61,8 +60,8 @@ def distance(origin: Tensor, direction: Tensor, scene: Scene, k: int) -> Tensor:
     centre, half = scene.centre[:, k].T[..., None], scene.half[:, k].T[..., None]
     if k >= scene.boxes:
         return ball(origin - centre, direction, half[0])
-    turn = scene.turn[:, k].T[..., None]
-    enter, leave = slabs(to_local(origin - centre, turn), to_local(direction, turn), half)
+    turn = scene.turn[:, k].T[..., None].unbind()
+    enter, leave = slabs(to_local(origin - centre, *turn), to_local(direction, *turn), half)
     return torch.where((enter < leave) & (enter > NEAR), enter, torch.inf)
 
 
@@ -86,8 +85,8 @@ def surface(point: Tensor, solid: Tensor, scene: Scene) -> tuple[Tensor, Tensor,
     """
     table = torch.cat([scene.centre, scene.half, scene.turn], -1).permute(2, 0, 1)
     table = table.gather(2, solid.expand(table.shape[0], -1, -1))
-    half, turn = table[3:6], table[6:8]
-    local = to_local(point - table[:3], turn)
+    half, cos, sin = table[3:6], table[6], table[7]
+    local = to_local(point - table[:3], cos, sin)
     unit = local / half
     size = unit.abs()
     x = (size[0] >= size[1]) & (size[0] >= size[2])  # on which pair of a box's faces
@@ -95,7 +94,7 @@ def surface(point: Tensor, solid: Tensor, scene: Scene) -> tuple[Tensor, Tensor,
     room, round_ = solid == 0, solid >= scene.boxes
     axis = torch.stack([x, ~x & ~z, z])
     normal = torch.where(round_, unit, torch.where(axis, unit.sign(), 0.0))
-    normal = torch.where(room, -normal, to_local(normal, turn * turn.new_tensor([1.0, -1.0])[:, None, None]))
+    normal = torch.where(room, -normal, to_local(normal, cos, -sin))
     high = torch.where(axis, unit, 0.0).sum(0) > 0
     face = torch.where(x, 0, torch.where(z, 4, 2)) + high
     material = torch.where(room, face, solid + (FACES - 1))

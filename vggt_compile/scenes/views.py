@@ -68,6 +68,7 @@ def overlap(views: Views, tolerance: float = 0.01) -> Tensor:
     """[B, S, S]: the fraction of frame i's pixels that frame j sees too, inside it and at a depth that agrees.
 
     Depths agree within `tolerance` times the depth; the rest is outside the frame or hidden behind something nearer.
+    Along silhouettes, where neighbouring pixels see different surfaces, it errs on the side of unseen.
     """
     rows = []
     for frame in range(views.depth.shape[1]):
