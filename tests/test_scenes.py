@@ -1,0 +1,280 @@
+"""Scenes: the geometry is exact, a seed is a scene, and the pictures show something."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vggt_compile.scenes import KINDS, TEXTURES, TRAJECTORIES, Scene, overlap, project, render, trace, unproject
+from vggt_compile.scenes.dice import Dice
+from vggt_compile.scenes.layout import sample
+from vggt_compile.scenes.textures import pulse
+from vggt_compile.scenes.trace import shadowed
+from vggt_compile.scenes.views import compare
+
+SMALL = (42, 56)
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))
+laws = settings(deadline=None, max_examples=10, derandomize=True)
+
+
+def neighbours(views):
+    """Mean overlap of each frame with the next."""
+    return overlap(views).diagonal(1, 1, 2).mean().item()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+@laws
+@given(seeds, sizes, st.sampled_from(sorted(TRAJECTORIES)), st.sampled_from(sorted(KINDS)))
+def test_depth_cameras_and_world_points_agree_for_any_seed_and_size(seed, size, trajectory, kind):
+    views = render(seed, 2, size, trajectory, kind)
+    assert views.images.shape == (1, 2, 3, *size)
+    assert views.depth.isfinite().all()
+    assert views.depth.min() > 0.05
+    # The bound: float32 rounding of coordinates of a few metres, through one rotation and one inverse.
+    assert (unproject(views.depth, views.intrinsics, views.extrinsics) - views.world_points).abs().max() < 2e-5
+    pixels, depth = project(views.world_points.flatten(2, 3), views.intrinsics, views.extrinsics)
+    y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
+    assert (pixels - torch.stack([x, y], -1).flatten(0, 1)).abs().max() < 1e-3
+    assert (depth.view_as(views.depth) - views.depth).abs().max() < 2e-5
+
+
+def test_double_precision_is_the_same_scene_and_tightens_the_agreement():
+    single, double = render(3, 2, SMALL, "wide"), render(3, 2, SMALL, "wide", dtype=torch.float64)
+    error = unproject(double.depth, double.intrinsics, double.extrinsics) - double.world_points
+    assert error.abs().max() < 1e-12
+    # A pixel on an object's edge may fall on either side of it; all others differ by rounding.
+    assert ((single.depth.double() - double.depth).abs() < 1e-4).double().mean() > 0.999
+    assert ((single.images.double() - double.images).abs() < 1e-2).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("trajectory", sorted(TRAJECTORIES))
+def test_frames_agree_on_what_is_visible(trajectory, kind):
+    views = render(1, 2, (84, 112), trajectory, kind, dtype=torch.float64)
+    scene, _ = sample([1], kind, 9, list(TEXTURES))
+    rotation, translation = views.extrinsics[0, 1].split([3, 1], -1)
+    eye = -(rotation.mT @ translation)[:, None]
+    points = views.world_points[0, 0].flatten(0, 1).T[:, None]
+    reached = trace(eye, points - eye, scene).depth[0]
+    # A ray towards a point of a surface ends there or earlier, never behind it.
+    assert reached.max() < 1 + 1e-9
+    exact = (compare(views, 0)[0][0, 1] & (reached > 1 - 1e-6)).double().mean()
+    # Depth interpolated between pixels fails only along silhouettes.
+    assert overlap(views)[0, 0, 1] == pytest.approx(exact.item(), abs=0.06)
+    assert overlap(views).diagonal(0, 1, 2).min() == 1
+
+
+def hand_made(**changes):
+    """A room of 4 × 6 × 8 m around the origin, a cube of side 2 turned by 45° at x = −1, a ball of radius 0.5."""
+    row = lambda *values: torch.tensor([values], dtype=torch.float64)  # noqa: E731
+    scene = {
+        "boxes": 2,
+        "centre": row([0, 0, 0], [-1, 0, 0], [1, 0, 3]),
+        "half": row([2, 3, 4], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        "turn": row([1, 0], [0.5**0.5, 0.5**0.5], [1, 0]),
+        "texture": torch.zeros(1, 8, dtype=torch.int64),
+        "salt": torch.zeros(1, 8, dtype=torch.int32),
+        "cell": torch.ones(1, 8, dtype=torch.float64),
+        "colours": torch.ones(1, 8, 6, dtype=torch.float64),
+        "lamp": row(0, 0, 3.5),
+        "light": row(0.5, 0.5, 1, 1, 1),
+    }
+    return Scene(**(scene | changes))
+
+
+@pytest.mark.parametrize(
+    ("origin", "direction", "depth", "normal", "material"),
+    [
+        ((0, 0, 0), (0, 0, -1), 4, (0, 0, 1), 4),  # floor
+        ((0, 0, 0), (0, 0, 2), 2, (0, 0, -1), 5),  # ceiling; depth counts directions, not metres
+        ((0, 0, 0), (0, 1, 0), 3, (0, -1, 0), 3),  # +y wall
+        ((0, 2, 0), (-1, 0, 0), 2, (1, 0, 0), 0),  # −x wall, past the cube
+        ((1, 0, 0), (0, 0, 1), 2.5, (0, 0, -1), 7),  # the ball, from below
+        ((1.3, 0, 0), (0, 0, 1), 2.6, (0.6, 0, -0.8), 7),  # the ball off its axis: 3 − √(0.25 − 0.09)
+        ((1.5001, 0, 0), (0, 0, 1), 4, (0, 0, -1), 5),  # just past it
+        ((1, 0.1, 0), (-1, 0, 0), 2 - 0.5**0.5 + 0.1, (0.5**0.5, 0.5**0.5, 0), 6),  # a vertical face of the turned cube
+    ],
+)
+def test_single_rays_match_hand_computation(origin, direction, depth, normal, material):
+    column = lambda v: torch.tensor(v, dtype=torch.float64).view(3, 1, 1)  # noqa: E731
+    hit = trace(column(origin), column(direction), hand_made())
+    torch.testing.assert_close(hit.depth.item(), float(depth), rtol=0, atol=1e-12)
+    torch.testing.assert_close(hit.normal, column(normal).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(hit.point, column(origin) + depth * column(direction), rtol=0, atol=1e-12)
+    assert hit.material.item() == material
+
+
+def test_a_solid_between_point_and_lamp_casts_a_shadow():
+    points = torch.tensor([[-1.2, 0, -4], [1.5, 0, -4], [-1, 0, 0.5]], dtype=torch.float64).T[:, None]
+    lamp = torch.tensor([-1, 0, 3.5], dtype=torch.float64).view(3, 1, 1)
+    assert shadowed(points + 1e-3, lamp, hand_made()).tolist() == [[True, False, False]]
+
+
+@laws
+@given(seeds, st.sampled_from(sorted(TRAJECTORIES)), st.sampled_from(sorted(KINDS)))
+def test_cameras_are_level_rigid_and_in_free_space(seed, trajectory, kind):
+    rotation = (views := render(seed, 12, (1, 1), trajectory, kind, dtype=torch.float64)).extrinsics[0, ..., :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand(12, 3, 3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(12).double(), rtol=0, atol=1e-12)
+    assert rotation[:, 0, 2].abs().max() < 1e-12  # x stays horizontal
+    assert rotation[:, 1, 2].max() < -0.2  # y points down
+    eye = -(rotation.mT @ views.extrinsics[0, ..., 3:])[..., 0]
+    scene, _ = sample([seed], kind, 9, list(TEXTURES))
+    reach = scene.half[0, 0] - (eye - scene.centre[0, 0]).abs()
+    assert reach.min() > 0.1
+    for k in range(1, scene.centre.shape[1]):
+        x, y, z = (eye - scene.centre[0, k]).unbind(-1)
+        cos, sin = scene.turn[0, k]
+        local = torch.stack([cos * x + sin * y, cos * y - sin * x, z], -1)
+        gap = local.norm(dim=-1) - scene.half[0, k, 0]
+        if k < scene.boxes:
+            gap = (local.abs() - scene.half[0, k]).amax(-1)
+        assert gap.min() > 0.1
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize(("trajectory", "least"), [("walk", 0.8), ("orbit", 0.5), ("wide", 0.2)])
+def test_views_overlap(trajectory, least, kind):
+    assert neighbours(render(range(8), 5, SMALL, trajectory, kind)) > least
+
+
+def test_a_longer_walk_begins_with_the_shorter_one():
+    short, long = (render(5, frames, (4, 4), "walk") for frames in (3, 6))
+    torch.testing.assert_close(long.extrinsics[:, :3], short.extrinsics, rtol=0, atol=1e-6)
+
+
+def test_an_orbit_of_many_frames_closes():
+    rotation = render(2, 20, (1, 1), "orbit", kind="objects").extrinsics[0, :, :, :3]
+    steps = (rotation @ rotation.roll(-1, 0).mT).diagonal(0, 1, 2).sum(-1)  # 1 + 2 cos(angle to the next frame)
+    assert steps[-1] == pytest.approx(steps[:-1].mean().item(), abs=0.1)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_scene():
+    first, again, other = (render(seed, 2, SMALL, "walk") for seed in (11, 11, 12))
+    assert same(first, again)
+    assert (first.images - other.images).abs().mean() > 0.05
+
+
+@laws
+@given(st.lists(seeds, min_size=2, max_size=3), st.sampled_from(sorted(KINDS)))
+def test_a_scene_does_not_depend_on_the_batch_around_it(batch, kind):
+    together = render(batch, 2, (8, 10), "wide", kind)
+    for i, seed in enumerate(batch):
+        alone = render(seed, 2, (8, 10), "wide", kind)
+        for name, tensor in vars(alone).items():
+            # Rounding may differ with a tensor's length (vectorised loops have scalar ends), values may not.
+            close = torch.isclose(getattr(together, name)[i], tensor[0], rtol=0, atol=1e-3)
+            assert close.float().mean() > 0.98, name
+
+
+def test_seeds_do_not_share_streams():
+    draws = torch.cat([Dice([seed], purpose).uniform(0, 1, 4) for seed in range(20) for purpose in ("layout", "light")])
+    assert len(draws.unique(dim=0)) == 40
+
+
+def test_chunks_do_not_show():
+    whole = render([1, 2], 2, (20, 24))
+    for chunk in (100, 480, 700):
+        pieces = render([1, 2], 2, (20, 24), chunk=chunk)
+        assert torch.isclose(pieces.images, whole.images, atol=1e-3).float().mean() > 0.99
+        torch.testing.assert_close(pieces.extrinsics, whole.extrinsics, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(TEXTURES))
+def test_each_texture_shows(name):
+    images = render([1, 2], 1, (60, 60), textures=[name], objects=4).images
+    assert images.isfinite().all()
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert images.std((-1, -2)).min() > 0.02
+    # A picture rather than noise: most of the variance survives a 3 × 3 mean.
+    smooth = torch.nn.functional.avg_pool2d(images.flatten(0, 1), 3, 1)
+    assert (smooth.std((-1, -2)) > 0.6 * images.flatten(0, 1).std((-1, -2))).all()
+
+
+def test_scenes_are_neither_dark_nor_blown_out():
+    images = render(range(12), 1, SMALL, "wide").images
+    mean = images.mean((1, 2, 3, 4))
+    assert mean.min() > 0.2
+    assert mean.max() < 0.85
+    assert (images > 0.99).float().mean() < 0.05
+
+
+def test_shadows_only_darken():
+    with_shadows, without = (render([1, 2, 3], 1, SMALL, shadows=shadows).images for shadows in (True, False))
+    assert (with_shadows <= without).all()
+    assert (with_shadows < without - 0.02).float().mean() > 0.005
+
+
+@given(st.floats(-20, 20), st.integers(1, 5), st.sampled_from([0.25, 0.5, 0.9]))
+@settings(deadline=None, max_examples=30, derandomize=True)
+def test_a_pulse_averaged_over_whole_periods_is_its_duty(x, width, duty):
+    value = pulse(torch.tensor(x, dtype=torch.float64), torch.tensor(float(width), dtype=torch.float64), duty)
+    assert value.item() == pytest.approx(duty, abs=1e-9)
+
+
+def test_empty_rooms_and_single_pixels_render():
+    assert render(0, 1, (1, 1), objects=0).depth.item() > 0
+    assert render(0, 1, (1, 9), kind="objects", objects=0, textures=["bricks"]).images.shape == (1, 1, 3, 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"trajectory": "orbiting"}, "unknown trajectory 'orbiting'; did you mean 'orbit'"),
+        ({"kind": "indoors"}, "unknown kind 'indoors'; did you mean 'indoor'"),
+        ({"textures": ["chequer"]}, "unknown texture 'chequer'; did you mean 'checker'"),
+        ({"textures": []}, "one texture"),
+        ({"frames": 0}, "at least 1"),
+        ({"size": (0, 5)}, "at least 1"),
+        ({"seed": []}, "seed is empty"),
+        ({"seed": -1}, "outside 0"),
+        ({"seed": 2**32}, "outside 0"),
+        ({"dtype": torch.bfloat16}, "cannot hold exact geometry"),
+        ({"fov": (90, 60)}, "fov"),
+        ({"objects": -1}, "objects"),
+    ],
+)
+def test_errors_say_what_is_valid(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        render(**({"seed": 0, "frames": 1, "size": (2, 2)} | arguments))
+
+
+def images_per_second(compile: bool) -> float:
+    """Throughput of 224² images in batches of 32 scenes of 8 frames, sampling the scenes included."""
+    run = lambda first: render(range(first, first + 32), 8, device="cuda", compile=compile)  # noqa: E731
+    run(0)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for i in range(1, 9):
+        run(32 * i)
+    torch.cuda.synchronize()
+    return 8 * 256 / (time.perf_counter() - start)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_two_thousand_images_a_second(compile, capsys):
+    rate = images_per_second(compile)
+    with capsys.disabled():
+        print(f"\n{torch.cuda.get_device_name()}, {'compiled' if compile else 'eager'}: {rate:.0f} images of 224² / s")
+    if "H100" in (name := torch.cuda.get_device_name()) or "H200" in name:
+        assert rate >= 2000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_renders_the_scene_that_the_cpu_renders():
+    cpu, cuda, again = (render([1, 2], 2, SMALL, "wide", device=device) for device in ("cpu", "cuda", "cuda"))
+    assert same(cuda, again)
+    cuda = cuda.to("cpu")
+    torch.testing.assert_close(cuda.extrinsics, cpu.extrinsics, rtol=0, atol=0)
+    assert ((cuda.depth - cpu.depth).abs() < 1e-3).float().mean() > 0.999
+    assert ((cuda.images - cpu.images).abs() < 1e-2).float().mean() > 0.99
