@@ -56,9 +56,6 @@ def set_chunk(model: nn.Module, frames: int | None) -> None:
             module.chunk = frames
 
 
-# Shapes and values
-
-
 @pytest.mark.parametrize(
     ("batch", "frames", "height", "width"), [(1, 1, 56, 56), (2, 2, 42, 70), (1, 5, 98, 42), (2, 3, 56, 56)]
 )
@@ -156,18 +153,15 @@ def test_frames_a_dense_pass_do_not_change_the_result() -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "layers"),
-    [(("camera", "depth", "points"), {0, 2, 3, 5}), (("camera",), {5}), (("depth",), {0, 2, 3, 5})],
+    [(("camera", "depth", "points"), {0, 2, 3, 4, 5}), (("camera",), {5}), (("depth",), {0, 2, 3, 4})],
 )
 @torch.no_grad()
 def test_the_trunk_keeps_only_layers_that_heads_read(outputs: tuple[str, ...], layers: set[int]) -> None:
-    dpt = DPTConfig(layers=(0, 2, 3, 5), channels=(8, 8, 8, 8), features=8)
+    dpt = DPTConfig(layers=(0, 2, 3, 4), channels=(8, 8, 8, 8), features=8)
     model = tiny(vggt, depth=6, dpt=dpt, outputs=outputs)
     kept = model.aggregator(images(2, 3, 3, 42, 56))
     assert kept.keys() == layers
     assert {t.shape for t in kept.values()} == {(2, 3, 5 + 12, 128)}
-
-
-# Parts
 
 
 @torch.no_grad()
@@ -232,9 +226,6 @@ def test_a_decoded_camera_sees_the_image_border_at_half_its_field_of_view() -> N
     torch.testing.assert_close(cameras.extrinsics, torch.eye(3, 4))
 
 
-# Precision
-
-
 @both
 @torch.no_grad()
 def test_autocast_stops_at_the_heads(build: Callable[..., nn.Module]) -> None:
@@ -260,9 +251,6 @@ def test_weights_in_bf16_run(build: Callable[..., nn.Module]) -> None:
     exact, out = tiny(build)(x), tiny(build).to(torch.bfloat16)(x)
     assert {value.dtype for value in tensors(out).values()} == {torch.float32}
     assert 0 < worst(out, exact) < 0.1
-
-
-# Traces
 
 
 class Attentions:
@@ -312,9 +300,6 @@ def test_export_with_any_number_of_frames(build: Callable[..., nn.Module]) -> No
     for count in (3, 7):
         x = images(1, count, 3, 42, 56)
         assert worst(program.module()(x), model(x)) == 0
-
-
-# Construction and loading
 
 
 @pytest.mark.parametrize(
