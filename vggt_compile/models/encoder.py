@@ -110,8 +110,7 @@ def check_images(images: Tensor, patch_size: int) -> Tensor:
     """
     if images.ndim not in (4, 5) or images.shape[-3] != 3:
         raise ValueError(f"images must be [S, 3, H, W] or [B, S, 3, H, W], got {tuple(images.shape)}")
-    if images.shape[-2] % patch_size or images.shape[-1] % patch_size:
-        raise ValueError(
-            f"images of {images.shape[-2]}×{images.shape[-1]} px do not divide into {patch_size} px patches"
-        )
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"images of {height} by {width} px do not divide into patches of {patch_size} px")
     return images if images.ndim == 5 else images[None]

@@ -56,14 +56,15 @@ class VGGTConfig:
             raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of 4 · heads = {4 * self.heads}")
         if unknown := set(self.outputs) - set(OUTPUTS):
             raise ValueError(f"outputs={self.outputs}: no {sorted(unknown)}; known are {OUTPUTS}")
-        if max(self.read_layers) >= self.depth:
+        if max(self.read_layers, default=0) >= self.depth:
             raise ValueError(f"the heads read layers {self.read_layers} of a trunk with depth={self.depth}")
 
     @property
     def read_layers(self) -> tuple[int, ...]:
         """Trunk layers that some head reads, ascending."""
         dense = self.dpt.layers if {"depth", "points"} & set(self.outputs) else ()
-        return tuple(sorted({*dense, self.depth - 1}))
+        camera = (self.depth - 1,) if "camera" in self.outputs else ()
+        return tuple(sorted({*dense, *camera}))
 
 
 class Aggregator(nn.Module):
