@@ -79,7 +79,6 @@ def expand(node: Node, given: dict[str, Any], edit: Editor) -> Node | Skip:
     return edit.call(F.linear, out, given["out_proj_weight"], given["out_proj_bias"])
 
 
-
 def _refuse(node: Node, given: dict[str, Any]) -> str | None:
     if given.get("attn_mask") is not None or given.get("key_padding_mask") is not None or given.get("is_causal"):
         return "it has an attention mask"

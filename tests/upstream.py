@@ -62,4 +62,3 @@ def modules(*names: str) -> list[ModuleType]:
 def _pop_packages() -> dict[str, ModuleType]:
     names = [m for m in sys.modules if m.split(".")[0] in PACKAGES]
     return {m: sys.modules.pop(m) for m in names}
-

@@ -31,8 +31,9 @@ def _vggt_of(depth: int = 4, **options) -> nn.Module:
     net.point_head = model.DPTHead(256, output_dim=4, activation="inv_log", conf_activation="expp1", **dpt)
     net.depth_head = model.DPTHead(256, output_dim=2, activation="exp", conf_activation="expp1", **dpt)
     net.track_head = None
-    if options:
-        net.merging = options["merging"]
+    for name, off in {"merging": None, "vis_attn_map": False}.items():  # FastVGGT's switches
+        if options:
+            setattr(net, name, off)
     return _awake(net)
 
 

@@ -3,52 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import graph_break_reasons
 from torch.fx import GraphModule
 
 from vggt_compile.families.trace import Shim
 from vggt_compile.graph import dialect
 from vggt_compile.report import Report
+from vggt_compile.site import LOST
 
 
 def is_fragment(gm: GraphModule) -> bool:
     """Whether this graph is a piece of a broken frame that holds no attention, so that a plan cannot mean it."""
     if any(dialect.is_attention_like(node) for graph, _ in dialect.graphs(gm) for node in graph.graph.nodes):
         return False
-    return _broken(gm) or bool(graph_break_reasons)
+    return _ends_in_break(gm) or bool(graph_break_reasons)
 
 
 def describe(gm: GraphModule, report: Report, late: Sequence[Shim]) -> list[str]:
     """Notes on lost module paths and broken trunks, naming the line and the remedy; empty where all is well."""
-    lost = [row for row in report.rows if row.path.startswith("(")]
-    broken = report.rows and not report.global_rows and (graph_break_reasons or _broken(gm))
-    if not lost and not broken:
+    where = _break_near(gm)
+    lost = [row for row in report.rows if row.path == LOST]
+    if not lost and not (where and report.rows and not report.global_rows):
         return []
     what = (
-        f"{len(lost)} of {len(report.rows)} attentions reached the backend without a module path, so layers cannot be told apart"
+        f"{len(lost)} of {len(report.rows)} attentions reached the backend without a module path, so layers cannot be "
+        "told apart"
         if lost
         else "this graph holds attention, but none over frames"
     )
     if late:
         names = ", ".join(shim.name for shim in late)
-        return [f"{what}: {names} was imported too late for this compile; call vggt_compile.prepare(model) first"]
-    where = _first_break()
+        return [f"{what}: {names} became known too late for this trace. {_AGAIN}"]
     if where is None:
-        return [f"{what}; compile the whole model, not single blocks"]
+        return [f"{what}. Compile the whole model, not single blocks"]
     return [
-        f"{what}: the graph broke at {where}. Call vggt_compile.prepare(model) and see whether it lists that class, "
-        "or change that line so that it does not read a tensor's values"
+        f"{what}: the graph broke at {where}. Change that line so that it does not read a tensor's values. {_AGAIN}"
     ]
 
 
-def _broken(gm: GraphModule) -> bool:
+_AGAIN = "vggt_compile.prepare(model) lists what could be made traceable; after it, torch._dynamo.reset() and run again"
+
+
+def _ends_in_break(gm: GraphModule) -> bool:
     return bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", False))
 
 
-def _first_break() -> str | None:
-    for reason in graph_break_reasons:
-        if reason.user_stack:
+def _break_near(gm: GraphModule) -> str | None:
+    """The latest recorded break in code that shares a source file with this graph."""
+    own = _user_files(getattr(gm, "compile_subgraph_reason", None))
+    for reason in reversed(graph_break_reasons):
+        if own & _user_files(reason):
             frame = reason.user_stack[-1]
             return f"{frame.filename}:{frame.lineno} in {frame.name} ({str(reason.reason).splitlines()[0]})"
     return None
+
+
+def _user_files(reason: GraphCompileReason | None) -> set[str]:
+    stack = (reason.user_stack or []) if reason is not None else []
+    return {frame.filename for frame in stack if not frame.filename.startswith(_NOT_USER)}
+
+
+_NOT_USER = (str(Path(torch.__file__).parent), str(Path(__file__).parent))

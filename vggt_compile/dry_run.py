@@ -10,12 +10,18 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from vggt_compile.backend import Options, reported_rewrite
+from vggt_compile.families import trace
 from vggt_compile.graph.dialect import value
 from vggt_compile.report import Report, collect_reports
 
 
 def explain(
-    model: nn.Module, *inputs: Any, plan: object = None, strict: bool = False, dynamic: bool | None = None, **kwargs: Any
+    model: nn.Module,
+    *inputs: Any,
+    plan: object = None,
+    strict: bool = False,
+    dynamic: bool | None = None,
+    **kwargs: Any,
 ) -> Report:
     """Trace `model(*inputs, **kwargs)` and report what a plan does to each attention.
 
@@ -38,6 +44,7 @@ def explain(
         reported_rewrite(gm, options)
         return _hollow(gm)
 
+    trace.arm()
     with collect_reports() as reports:
         torch.compile(_fresh_call(), backend=backend, dynamic=dynamic)(model, *inputs, **kwargs)
     return _join(reports, options)

@@ -82,7 +82,9 @@ class Report:
         return tabulate(map(_cells, shown), headers=_HEADERS, disable_numparse=True)
 
     def __str__(self) -> str:
-        lines = [f"vggt_compile: plan {self.plan!r}, family {self.family!r}{', dynamic shapes' if self.dynamic else ''}"]
+        lines = [
+            f"vggt_compile: plan {self.plan!r}, family {self.family!r}{', dynamic shapes' if self.dynamic else ''}"
+        ]
         if any(row.scope == "global" or row.axes for row in self.rows):
             lines.append(self.table())
         rest = [row for row in self.rows if row.scope != "global" and not row.axes]

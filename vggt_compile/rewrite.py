@@ -22,7 +22,7 @@ from vggt_compile.graph.symbols import Symbols, hint, times
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
 from vggt_compile.report import Report, Row
-from vggt_compile.site import AttentionCall, AttentionState, Site, Size, Skip
+from vggt_compile.site import LOST, AttentionCall, AttentionState, Site, Size, Skip
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,9 @@ class _GraphRewrite:
                 out = lift_attention.expand(node, given, self.edit)
                 if isinstance(out, Skip):
                     self.edit.undo()
-                    self.report.notes.append(f"multi-head attention {dialect.module_path(node)} left alone: {out.reason}")
+                    self.report.notes.append(
+                        f"multi-head attention {dialect.module_path(node)} left alone: {out.reason}"
+                    )
                     continue
             for user in list(node.users):
                 if user.args[1:] == (0,):
@@ -189,9 +191,7 @@ class _GraphRewrite:
         if not statically_known_true(sym_eq(tuple(old.shape), tuple(new.shape))):
             raise RewriteBug(site.path, f"shape {tuple(old.shape)} into {tuple(new.shape)}")
 
-    def _row(
-        self, site: Site, state: AttentionState, before: Size, reason: str | None, *, lifted: bool = False
-    ) -> Row:
+    def _row(self, site: Site, state: AttentionState, before: Size, reason: str | None, *, lifted: bool = False) -> Row:
         def number(size: Size) -> int:
             return hint(size, self.symbols)
 
@@ -217,6 +217,6 @@ class _GraphRewrite:
 
 def _refused_row(node: Node, reason: str) -> Row:
     seen = dialect.value(node)
-    path = dialect.module_path(node) or "(module path lost)"
+    path = dialect.module_path(node) or LOST
     dtype = str(seen.dtype).removeprefix("torch.")
     return Row(path, None, "other", 0, None, None, None, 0, 0, dtype, {}, "spelled out", 0, 0, reason)

@@ -18,6 +18,9 @@ Size = int | sympy.Expr
 
 Scope = Literal["global", "frame", "other"]
 
+LOST = "(module path lost)"
+"""The path of a site whose module Dynamo no longer knows, after a graph break inside it."""
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -104,6 +107,4 @@ class AttentionState:
 
     def then(self, axis: str, setting: Any, restore: Restore, **changes: Any) -> AttentionState:
         """This state after one more axis has acted."""
-        return replace(
-            self, restores=(*self.restores, restore), axes={**self.axes, axis: setting}, **changes
-        )
+        return replace(self, restores=(*self.restores, restore), axes={**self.axes, axis: setting}, **changes)

@@ -12,6 +12,7 @@ is armed only after its traceable form has given the same bits as its own code.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import sys
 import weakref
@@ -23,7 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_compile.families.bound_names import without_locals
+
 log = logging.getLogger(__name__)
+
+FEW_FRAMES = 24
+PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,9 @@ def unprepare(model: nn.Module) -> None:
 def _examine(cls: type) -> Iterator[Shim]:
     _examined.add(cls)
     candidates: list[tuple[type, Callable[[type], Shim | None]]] = [(c, _silence) for c in _printing_loggers(cls)]
+    candidates += [(cls, functools.partial(_bound_names_shim, method=m)) for m in _asks_for_locals(cls)]
+    if _loops_over_frames(cls):
+        candidates.append((cls, _few_passes_shim))
     if _reads_largest_position(cls):
         candidates += [(cls, _rope_shim), *((c, _positions_shim) for c in _companions(cls))]
     for owner, recognise in candidates:
@@ -153,6 +162,57 @@ def _printing_loggers(cls: type) -> list[type]:
 def _printing_method(cls: type) -> str | None:
     functions = {n: f for n, f in vars(cls).items() if isinstance(f, FunctionType)}
     return next((n for n, f in functions.items() if "print" in f.__code__.co_names), None)
+
+
+def _asks_for_locals(cls: type) -> list[str]:
+    return [n for n, f in vars(cls).items() if isinstance(f, FunctionType) and "locals" in f.__code__.co_names]
+
+
+def _bound_names_shim(cls: type, method: str) -> Shim | None:
+    function = without_locals(vars(cls)[method])
+    if function is None:
+        return None
+    return _wrap(cls, method, function, f"{method} knows which names are bound without calling locals()")
+
+
+def _loops_over_frames(cls: type) -> bool:
+    """A dense head: forward(tokens, images, start, frames_chunk_size) with a Python loop over chunks of frames."""
+    function = vars(cls).get("forward")
+    return (
+        {"range", "cat"} <= _names_in(cls, "forward", 4)
+        and isinstance(function, FunctionType)
+        and (function.__code__.co_varnames[2:5:2] == ("images", "frames_chunk_size"))
+    )
+
+
+def _few_passes_shim(cls: type) -> Shim:
+    forward = vars(cls)["forward"]
+
+    def traceable(self: Any, tokens: Any, images: Tensor, start: int, chunk: int | None = 8) -> Any:
+        return in_few_passes(functools.partial(forward, self), tokens, images, start, chunk)
+
+    return _wrap(cls, "forward", traceable, "a number of chunks that does not change with every frame count")
+
+
+def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
+    """Run a dense head over runs of frames, as its own loop does, but in one pass or in `PASSES`.
+
+    A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here one
+    graph serves all counts below `FEW_FRAMES` and one all others. A pass of 300 frames of 392×518 in VGGT-1B holds 75 of
+    them, about 23 GiB, less than what the model in one graph saves by not keeping 20 of its 24 layers.
+    """
+    frames = images.shape[1]
+    if chunk is None or frames < FEW_FRAMES:
+        return forward(tokens, images, start, None)
+    step = frames // PASSES
+    cuts = [*(index * step for index in range(PASSES)), frames]
+    parts = [
+        forward([None if t is None else t[:, a:b] for t in tokens], images[:, a:b], start, None)
+        for a, b in itertools.pairwise(cuts)
+    ]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts, 1)
+    return tuple(torch.cat(outputs, 1) for outputs in zip(*parts, strict=True))
 
 
 def _silence(cls: type) -> Shim:

@@ -49,7 +49,9 @@ class Editor:
         assert self._anchor is not None, "an editor works inside `before`"
         with self._graph.inserting_before(self._anchor):
             node = self._graph.call_function(function, args, kwargs)
-        node.meta = {k: v for k, v in self._anchor.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")}
+        node.meta = {
+            k: v for k, v in self._anchor.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")
+        }
         node.meta[self._key] = self._fake(function, args, kwargs)
         self._fresh.append(node)
         return node

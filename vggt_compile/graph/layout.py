@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from vggt_compile.graph import dialect
 from vggt_compile.graph.symbols import Symbols, equal, hint, minus, quotient, size_of, times
 from vggt_compile.registry import Family, Place
-from vggt_compile.site import AttentionCall, Scope, Site, Size, TokenLayout
+from vggt_compile.site import LOST, AttentionCall, Scope, Site, Size, TokenLayout
 
 GENERIC = Family("generic", re.compile("$^"), lambda match: None)
 
@@ -77,7 +77,9 @@ def _trunk(shapes: Sequence[_Shape], symbols: Symbols) -> _Trunk | None:
         return _Trunk(claimed[-1].rows, claimed[-1].tokens)
     for inner in shapes:
         for outer in shapes:
-            if outer.tokens == inner.tokens or not equal(times(outer.rows, outer.tokens), times(inner.rows, inner.tokens)):
+            if outer.tokens == inner.tokens or not equal(
+                times(outer.rows, outer.tokens), times(inner.rows, inner.tokens)
+            ):
                 continue
             frames = quotient(inner.rows, outer.rows)
             if frames is not None and hint(frames, symbols) > 1 and hint(inner.tokens, symbols) > 1:
@@ -96,7 +98,7 @@ def _site(shape: _Shape, trunk: _Trunk | None, grids: list, family: Family, next
     if trunk is None and shape.claim and shape.claim[0] == "global":
         refusal = "no attention inside frames in this graph, so the tokens of one frame are unknown"
     out = dialect.value(shape.call.node)
-    path = shape.path or "(module path lost)"
+    path = shape.path or LOST
     return Site(
         shape.call, path, scope, shape.rows, shape.tokens, shape.heads, shape.head_dim, out.dtype, layout, layer, family.name, refusal
     )  # fmt: skip
@@ -143,4 +145,3 @@ def _unusual(call: AttentionCall) -> str | None:
     if dialect.value(call.node).requires_grad:
         return "autograd records it; call the model under torch.no_grad() or torch.inference_mode()"
     return None
-

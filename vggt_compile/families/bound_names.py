@@ -1,0 +1,77 @@
+"""`"x" in locals()` asks whether a name is bound; Dynamo cannot answer, but a variable that starts as unbound can.
+
+A function that uses `locals()` in no other way is rebuilt from its own source: the names in question start as `...`, a
+`del` of one makes it `...` again, and the question becomes `x is not ...`. It computes the same for the same inputs.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from types import FunctionType
+
+
+def without_locals(function: FunctionType) -> FunctionType | None:
+    """The function without its `locals()` calls; None where they ask for more than whether a name is bound."""
+    if function.__code__.co_freevars:
+        return None
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except OSError:
+        return None
+    tree = ast.parse(source)
+    definition = tree.body[0]
+    if not isinstance(definition, ast.FunctionDef):
+        return None
+    names = {node.left.value for node in ast.walk(definition) if _asks(node)}  # type: ignore[attr-defined]
+    definition.decorator_list = []
+    definition = _Rebind(names).visit(definition)
+    if any(_is_locals(node) for node in ast.walk(definition)):
+        return None
+    parameters = {arg.arg for arg in ast.walk(definition.args) if isinstance(arg, ast.arg)}
+    definition.body[:0] = [_unbound(name) for name in sorted(names - parameters)]
+    ast.increment_lineno(ast.fix_missing_locations(tree), function.__code__.co_firstlineno - 1)
+    scope: dict[str, FunctionType] = {}
+    exec(compile(tree, function.__code__.co_filename, "exec"), function.__globals__, scope)
+    return scope[definition.name]
+
+
+def _is_locals(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "locals"
+
+
+def _asks(node: ast.AST) -> bool:
+    """`"x" in locals()`, or `not in`."""
+    return (
+        isinstance(node, ast.Compare)
+        and isinstance(node.left, ast.Constant)
+        and isinstance(node.left.value, str)
+        and len(node.ops) == 1
+        and isinstance(node.ops[0], (ast.In, ast.NotIn))
+        and _is_locals(node.comparators[0])
+    )
+
+
+def _unbound(name: str) -> ast.Assign:
+    return ast.Assign([ast.Name(name, ast.Store())], ast.Constant(...))
+
+
+class _Rebind(ast.NodeTransformer):
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        if not _asks(node):
+            return self.generic_visit(node)
+        bound = isinstance(node.ops[0], ast.In)
+        name = ast.Name(node.left.value, ast.Load())  # type: ignore[attr-defined]
+        return ast.Compare(name, [ast.IsNot() if bound else ast.Is()], [ast.Constant(...)])
+
+    def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:
+        def unbinds(target: ast.expr) -> bool:
+            return isinstance(target, ast.Name) and target.id in self.names
+
+        kept: list[ast.expr] = [target for target in node.targets if not unbinds(target)]
+        cleared: list[ast.stmt] = [_unbound(t.id) for t in node.targets if isinstance(t, ast.Name) and unbinds(t)]
+        return ([ast.Delete(kept)] if kept else []) + cleared
