@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-
 from upstream import importable, modules
 
 

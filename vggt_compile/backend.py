@@ -82,8 +82,9 @@ def vggt_sparse(
     reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
     tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
-    with torch.compiler.config.patch(cache_key_tag=tag):
-        return compile_fx(gm, list(example_inputs), config_patches=patches)
+    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
+        return compiled
 
 
 def reported_rewrite(gm: GraphModule, options: Options) -> Report:
@@ -131,4 +132,8 @@ def _sources() -> Iterator[Path]:
 
 
 trace.arm()
-torch._dynamo.callback.on_compile_start(lambda _: trace.arm())
+
+
+@torch._dynamo.callback.on_compile_start
+def _arm_what_was_imported_since(_: object) -> None:
+    trace.arm()

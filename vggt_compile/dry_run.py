@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def _fresh_call() -> Any:
     def call(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
         return model(*inputs, **kwargs)
 
-    return type(call)(call.__code__.replace(), call.__globals__, call.__name__)
+    return FunctionType(call.__code__.replace(), call.__globals__, call.__name__)
 
 
 def _hollow(gm: GraphModule) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import sympy
 import torch
@@ -13,7 +13,7 @@ from torch.fx import Node
 if TYPE_CHECKING:
     from vggt_compile.graph.edit import Editor
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 """A size known at compile time, or an expression in the symbols of the graph's shape environment."""
 
 Scope = Literal["global", "frame", "other"]

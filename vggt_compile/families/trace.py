@@ -1,4 +1,4 @@
-"""Shims: while Dynamo or export traces, position code that asks a tensor for a number takes a form made of shapes alone.
+"""Shims: while Dynamo or export traces, code that asks a tensor for a number takes a form made of shapes alone.
 
 The published models look up rotary angles in a table as long as the largest position, and keep that table and the patch
 positions in Python dictionaries. The first breaks the graph inside every attention, the second leaves tensors of the
@@ -104,7 +104,8 @@ def _examine(cls: type) -> Iterator[Shim]:
 
 
 def _subclasses(cls: type) -> Iterator[type]:
-    for sub in cls.__subclasses__():
+    direct: list[type] = cls.__subclasses__()
+    for sub in direct:
         yield sub
         yield from _subclasses(sub)
 
@@ -197,9 +198,9 @@ def _few_passes_shim(cls: type) -> Shim:
 def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
     """Run a dense head over runs of frames, as its own loop does, but in one pass or in `PASSES`.
 
-    A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here one
-    graph serves all counts below `FEW_FRAMES` and one all others. A pass of 300 frames of 392×518 in VGGT-1B holds 75 of
-    them, about 23 GiB, less than what the model in one graph saves by not keeping 20 of its 24 layers.
+    A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here
+    one graph serves all counts below `FEW_FRAMES` and one all others. A pass of 300 frames of 392×518 in VGGT-1B holds
+    75 of them, about 23 GiB: less than what the model in one graph saves by not keeping 20 of its 24 layers.
     """
     frames = images.shape[1]
     if chunk is None or frames < FEW_FRAMES:

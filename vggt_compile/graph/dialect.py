@@ -109,12 +109,13 @@ def transposed(node: object) -> Node | None:
     if not isinstance(node, Node) or not _calls(node, _TRANSPOSE, ("transpose", "mT", "permute")):
         return None
     source, ndim = node.args[0], getattr(value(node), "ndim", 0)
-    dims = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+    dims: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+    if not all(isinstance(dim, int) for dim in dims) or not isinstance(source, Node):
+        return None
     if node.target == "permute":
         swapped = [*range(ndim - 2), ndim - 1, ndim - 2]
-        return source if [d % ndim for d in dims] == swapped and isinstance(source, Node) else None
-    pair = {d % ndim for d in dims if isinstance(d, int)} if ndim else set()
-    return source if pair == {ndim - 1, ndim - 2} and isinstance(source, Node) else None
+        return source if [int(dim) % ndim for dim in dims] == swapped else None
+    return source if {int(dim) % ndim for dim in dims} == {ndim - 1, ndim - 2} else None
 
 
 def scaled(node: object) -> tuple[Node, float] | None:
@@ -151,7 +152,8 @@ def patch_grid(node: Node) -> tuple[Any, Any] | None:
     """(rows, columns) where the node is a patch embedding: a convolution of images whose stride is its kernel."""
     if node.op != "call_function" or node.target not in _CONV:
         return None
-    given = dict(zip(("input", "weight", "bias", "stride"), node.args, strict=False)) | dict(node.kwargs)
+    names = ("input", "weight", "bias", "stride")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     source, weight, out = value(given["input"]), value(given["weight"]), value(node)
     kernel, stride = tuple(weight.shape[-2:]), given.get("stride", 1)
     stride = (stride, stride) if isinstance(stride, int) else tuple(stride)

@@ -1,7 +1,7 @@
 """Which attention sees several frames, and how its tokens are arranged, from module paths and shapes.
 
-Attention over frames and attention inside a frame read the same tokens: [B, H, F·P, D] and [B·F, H, P, D]. Where a graph
-holds both, their shapes alone give the frames F, the tokens of a frame P and the batch B.
+Attention over frames and attention inside a frame read the same tokens: [B, H, F·P, D] and [B·F, H, P, D]. Where a
+graph holds both, their shapes alone give the frames F, the tokens of a frame P and the batch B.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def find_sites(
 
 def _family_of(paths: Sequence[str | None], families: Sequence[Family]) -> Family:
     """The family that knows most of the paths; relatives share some names."""
-    known = {family: sum(bool(path) and family.knows(path) for path in paths) for family in families}
+    known = {family: sum(family.knows(path) for path in paths if path) for family in families}
     best = max(known, key=lambda family: known[family], default=GENERIC)
     return best if known.get(best) else GENERIC
 
@@ -97,11 +97,20 @@ def _site(shape: _Shape, trunk: _Trunk | None, grids: list, family: Family, next
         refusal = _unusual(shape.call)
     if trunk is None and shape.claim and shape.claim[0] == "global":
         refusal = "no attention inside frames in this graph, so the tokens of one frame are unknown"
-    out = dialect.value(shape.call.node)
-    path = shape.path or LOST
     return Site(
-        shape.call, path, scope, shape.rows, shape.tokens, shape.heads, shape.head_dim, out.dtype, layout, layer, family.name, refusal
-    )  # fmt: skip
+        call=shape.call,
+        path=shape.path or LOST,
+        scope=scope,
+        batch=shape.rows,
+        tokens=shape.tokens,
+        heads=shape.heads,
+        head_dim=shape.head_dim,
+        dtype=dialect.value(shape.call.node).dtype,
+        layout=layout,
+        layer=layer,
+        family=family.name,
+        refusal=refusal,
+    )
 
 
 def _scope(shape: _Shape, trunk: _Trunk | None) -> tuple[Scope, Size]:
