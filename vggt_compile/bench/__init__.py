@@ -1,0 +1,1 @@
+"""Benchmarks: every figure in docs/benchmarks comes from here, with the versions and settings that made it."""

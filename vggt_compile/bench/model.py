@@ -1,0 +1,176 @@
+"""A whole model, several ways to run it, several frame counts: seconds, memory, graphs and compile time.
+
+Two phases. `cold` compiles every variant at once, each with empty caches of its own, and notes the first calls. `warm`
+runs one variant after the other in new processes on those caches, so that nothing else is on the GPU while it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+COMPILED = ("compile", "dense", "g2f")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count."""
+
+    upstream: str
+    frames: tuple[int, ...] = (8, 32, 100, 300)
+    size: tuple[int, int] = (392, 518)
+    compare_up_to: int = 32
+
+    def repeats(self) -> dict[str, int]:
+        return {str(n): 7 if n <= 32 else 3 if n <= 100 else 2 for n in self.frames}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this benchmark."""
+    parser = argparse.ArgumentParser(prog="vggt_compile.bench.model", description=__doc__)
+    parser.add_argument("phase", choices=("cold", "warm"))
+    parser.add_argument("--upstream", default="", help="checkout of VGGT; without it the model written here is used")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for caches and raw results, kept between phases"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="where JSON and table go")
+    parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames))
+    arguments = parser.parse_args(argv)
+    settings = Settings(arguments.upstream, tuple(arguments.frames))
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run_phase(arguments.phase, settings, arguments.work)
+    write(settings, arguments.work, arguments.out)
+    return 0
+
+
+def run_phase(phase: str, settings: Settings, work: Path) -> None:
+    if phase == "cold":
+        counts = (max(n for n in settings.frames if n <= 100), min(settings.frames))
+        running = [start(phase, name, counts, settings, work) for name in COMPILED]
+        for process in running:
+            finish(process)
+        return
+    for name in ("eager", *COMPILED):
+        finish(start(phase, name, sorted(settings.frames), settings, work))
+
+
+def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work: Path) -> subprocess.Popen[bytes]:
+    """A worker on one variant; its lines go to `work/phase-variant.jsonl`."""
+    told = work / f"{phase}-{name}.json"
+    text = asdict(settings) | {"variant": name, "frames": frames, "repeats": settings.repeats(), "work": str(work)}
+    told.write_text(json.dumps(text))
+    caches = {k: str(work / f"cache-{name}" / k) for k in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    lines = (work / f"{phase}-{name}.jsonl").open("wb")
+    command = [sys.executable, "-m", "vggt_compile.bench.worker", str(told)]
+    print(f"{phase}: {name} at {list(frames)} frames", file=sys.stderr, flush=True)
+    return subprocess.Popen(command, stdout=lines, env=os.environ | caches)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    if process.wait():
+        raise SystemExit(f"benchmark worker failed with code {process.returncode}: {process.args}")
+
+
+def write(settings: Settings, work: Path, out: Path) -> None:
+    """JSON with everything and the table made from it."""
+    rows = {phase: read(work, phase) for phase in ("cold", "warm")}
+    machine = versions()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "model.json").write_text(json.dumps({"machine": machine, "settings": asdict(settings), **rows}, indent=2))
+    (out / "model.md").write_text(page(machine, settings, rows))
+
+
+def read(work: Path, phase: str) -> list[dict[str, Any]]:
+    files = [work / f"{phase}-{name}.jsonl" for name in ("eager", *COMPILED)]
+    return [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+
+
+def versions() -> dict[str, str]:
+    import torch
+    import triton
+
+    import vggt_compile
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": str(torch.backends.cudnn.version()),
+        "python": sys.version.split()[0],
+        "vggt_compile": vggt_compile.__version__,
+    }
+
+
+def page(machine: dict[str, str], settings: Settings, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """The Markdown page: what was run, seconds and memory, compile times, deviation."""
+    source = "unmodified upstream VGGT-1B" if settings.upstream else "VGGT-1B as written here"
+    height, width = settings.size
+    setting = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return "\n".join(
+        [
+            "# A whole model: VGGT-1B\n",
+            f"{source}, random weights, all heads but tracking, {height}×{width} pixels, bf16 autocast, inference mode.",
+            f"{setting}. Frames are a dynamic dimension in every compiled variant. Made by `make bench`.\n",
+            "`eager` is upstream as it comes (cuDNN attention), `compile` plain `torch.compile`, `dense` this backend",
+            "with nothing rewritten, `g2f` the recipe that runs global layers 0-8 inside frames.\n",
+            "## Seconds and peak memory, warm\n",
+            speed_table(rows["warm"]),
+            "\n## First call: tracing, compiling, running\n",
+            "Cold: all caches empty, the variants compile side by side. Warm: a new process on the caches of the first.",
+            "A second frame range (below 24 frames) is a second graph.\n",
+            compile_table(rows),
+            "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
+            "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
+            "untrained weights, which says nothing about trained ones.\n",
+            deviation_table(rows["warm"]),
+            "",
+        ]
+    )
+
+
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    eager = {row["frames"]: row for row in rows if row["variant"] == "eager"}
+    table = []
+    for row in sorted(rows, key=lambda r: r["frames"]):
+        base = eager.get(row["frames"], {}).get("warm_s")
+        if "warm_s" not in row:
+            table.append((row["frames"], row["variant"], "out of memory", "", "", row["graphs"]))
+            continue
+        ratio = f"{base / row['warm_s']:.2f}×" if base else ""
+        table.append(
+            (row["frames"], row["variant"], f"{row['warm_s']:.3f}", ratio, f"{row['peak_gib']:.1f}", row["graphs"])
+        )
+    headers = ("frames", "variant", "seconds", "speed-up over eager", "peak GiB", "graphs so far")
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
+def compile_table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    def first(phase: str, row: dict[str, Any]) -> str:
+        match = [r for r in rows[phase] if (r["variant"], r["frames"]) == (row["variant"], row["frames"])]
+        return f"{match[0]['first_s']:.0f}" if match and "first_s" in match[0] else ""
+
+    table = [(r["variant"], r["frames"], first("cold", r), first("warm", r)) for r in rows["cold"]]
+    return tabulate(table, ("variant", "frames", "cold s", "warm s"), tablefmt="github", disable_numparse=True)
+
+
+def deviation_table(rows: list[dict[str, Any]]) -> str:
+    table = [
+        (r["variant"], r["frames"], *(f"{value:.1e}" for value in r["deviation"].values()))
+        for r in rows
+        if r.get("deviation")
+    ]
+    headers = ("variant", "frames", "camera", "depth", "points")
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

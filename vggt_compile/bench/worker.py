@@ -1,0 +1,106 @@
+"""One variant of a model in a process of its own: clean caches, clean peak memory, no shims where none belong.
+
+Called by `vggt_compile.bench.model` as `python -m vggt_compile.bench.worker SETTINGS.json`; prints one JSON line for
+each frame count.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COMPARED = ("pose_enc", "depth", "world_points")
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        model = load(settings)
+        run = variant(settings["variant"], model)
+        for frames in settings["frames"]:
+            print(json.dumps(measure(run, frames, settings)), flush=True)
+
+
+def load(settings: dict[str, Any]) -> nn.Module:
+    """Upstream's own VGGT from its checkout, or the one written here; random weights, seeded."""
+    torch.manual_seed(0)
+    if settings["upstream"]:
+        sys.path.insert(0, settings["upstream"])
+        upstream = importlib.import_module("vggt.models.vggt")
+        return upstream.VGGT(enable_track=False).eval().cuda()
+    from vggt_compile.models import vggt
+
+    return vggt("1b").eval().cuda()
+
+
+def variant(name: str, model: nn.Module) -> Callable[[Tensor], Any]:
+    """`eager`, `compile` (Inductor as it comes), or a recipe of ours."""
+    if name == "eager":
+        return model
+    if name == "compile":
+        return torch.compile(model)
+    from vggt_compile import vggt_sparse
+
+    return torch.compile(model, backend=vggt_sparse, options={"plan": name, "strict": name != "dense"})
+
+
+def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """First call, warm median over repeats, peak memory of the warm calls, and deviation from eager where known."""
+    height, width = settings["size"]
+    images = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(1)).cuda()
+    torch._dynamo.mark_dynamic(images, 1)
+    row: dict[str, Any] = {"variant": settings["variant"], "frames": frames}
+    try:
+        start = time.perf_counter()
+        outputs = run(images)
+        torch.cuda.synchronize()
+        row["first_s"] = time.perf_counter() - start
+        row["deviation"] = deviation(outputs, frames, settings)
+        del outputs
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        times = [timed(run, images) for _ in range(settings["repeats"][str(frames)])]
+        row |= {"warm_s": statistics.median(times), "all_s": times}
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    except torch.OutOfMemoryError:
+        row["out_of_memory"] = True
+    stats = torch._dynamo.utils.counters["stats"]
+    row["graphs"] = stats.get("unique_graphs", 0)
+    return row
+
+
+def timed(run: Callable[[Tensor], Any], images: Tensor) -> float:
+    """Seconds of one call by CUDA events."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run(images)
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def deviation(outputs: dict[str, Tensor], frames: int, settings: dict[str, Any]) -> dict[str, float] | None:
+    """‖a − b‖ / ‖b‖ of each head's output from that of eager, which is written by the eager variant."""
+    stored = Path(settings["work"]) / f"eager-{frames}.pt"
+    if frames > settings["compare_up_to"]:
+        return None
+    if settings["variant"] == "eager":
+        torch.save({name: outputs[name].cpu() for name in COMPARED}, stored)
+        return None
+    if not stored.exists():
+        return None
+    reference = torch.load(stored)
+    return {n: float((outputs[n].cpu() - r).norm() / r.norm()) for n, r in reference.items()}
+
+
+if __name__ == "__main__":
+    main()
