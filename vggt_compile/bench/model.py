@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vggt_compile.bench.model", description=__doc__)
     parser.add_argument("phase", choices=("cold", "warm"))
     parser.add_argument("--upstream", default="", help="checkout of VGGT; without it the model written here is used")
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for caches and raw results, kept between phases"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for caches and raw results")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="where JSON and table go")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames))
     arguments = parser.parse_args(argv)
@@ -77,7 +75,7 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
 
 def finish(process: subprocess.Popen[bytes]) -> None:
     if process.wait():
-        raise SystemExit(f"benchmark worker failed with code {process.returncode}: {process.args}")
+        raise SystemExit(f"benchmark worker failed with code {process.returncode}: {process.args!r}")
 
 
 def write(settings: Settings, work: Path, out: Path) -> None:
@@ -118,15 +116,15 @@ def page(machine: dict[str, str], settings: Settings, rows: dict[str, list[dict[
     return "\n".join(
         [
             "# A whole model: VGGT-1B\n",
-            f"{source}, random weights, all heads but tracking, {height}×{width} pixels, bf16 autocast, inference mode.",
+            f"{source}, random weights, all heads but tracking, {height}×{width} pixels, bf16 autocast.",
             f"{setting}. Frames are a dynamic dimension in every compiled variant. Made by `make bench`.\n",
             "`eager` is upstream as it comes (cuDNN attention), `compile` plain `torch.compile`, `dense` this backend",
             "with nothing rewritten, `g2f` the recipe that runs global layers 0-8 inside frames.\n",
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
             "\n## First call: tracing, compiling, running\n",
-            "Cold: all caches empty, the variants compile side by side. Warm: a new process on the caches of the first.",
-            "A second frame range (below 24 frames) is a second graph.\n",
+            "Cold: all caches empty, the variants compile side by side. Warm: a new process on the caches of the",
+            "first. Counts below 24 frames are a second graph.\n",
             compile_table(rows),
             "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
             "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
