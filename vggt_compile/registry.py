@@ -45,6 +45,11 @@ class Method:
     def summary(self) -> str:
         return (inspect.getdoc(self.run) or "").partition("\n")[0]
 
+    @property
+    def aliases(self) -> set[str]:
+        """Names under which it can be switched off: its axis, its name in plans, and that of its function."""
+        return {self.axis, self.name, getattr(self.run, "__name__", self.name)}
+
     @functools.cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         signature = inspect.signature(self.run, eval_str=True)
@@ -143,6 +148,11 @@ def methods() -> list[Method]:
 def families() -> list[Family]:
     _load()
     return list(_families.values())
+
+
+def packages() -> set[str]:
+    """Top-level packages that registered a method: this one, and those of extensions."""
+    return {m.run.__module__.partition(".")[0] for m in methods()}
 
 
 @functools.cache
