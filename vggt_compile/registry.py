@@ -23,6 +23,9 @@ from vggt_compile.site import AttentionState, Scope, Skip
 AXES = ("scope", "tokens", "keys", "blocks")
 """The order in which the axes act on an attention."""
 
+BUILT_IN = ("vggt_compile.passes", "vggt_compile.families")
+"""Packages whose modules register themselves."""
+
 Transform = Callable[..., AttentionState | Skip]
 
 Place = tuple[Scope, int | None]
@@ -157,7 +160,7 @@ def packages() -> set[str]:
 
 @functools.cache
 def _load() -> None:
-    for package in ("vggt_compile.passes", "vggt_compile.families"):
+    for package in BUILT_IN:
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(info.name)
     for point in entry_points(group="vggt_compile.extensions"):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import sys
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -41,12 +41,14 @@ def _package_hash(package: str) -> bytes | None:
 
 def _files(module: ModuleType) -> Iterator[tuple[str, Path]]:
     """Source files, each with a name that does not depend on where the package lies."""
-    folders = list(getattr(module, "__path__", ()))
-    for folder in folders:
-        for place, _, names in os.walk(folder, followlinks=True):  # in a checkout, `passes` is a link
-            paths = (Path(place, name) for name in names if name.endswith(".py"))
-            yield from ((path.relative_to(folder).as_posix(), path) for path in paths)
-    if not folders and getattr(module, "__file__", None):
+    folders = {module.__name__: list(getattr(module, "__path__", ()))}
+    for name in registry.BUILT_IN:  # `passes` need not lie inside our own folder: see package-dir in pyproject.toml
+        if name.startswith(f"{module.__name__}.") and (spec := find_spec(name)):
+            folders[name] = list(spec.submodule_search_locations or ())
+    for name, places in folders.items():
+        for place in places:
+            yield from ((f"{name}:{path.relative_to(place).as_posix()}", path) for path in Path(place).rglob("*.py"))
+    if not any(folders.values()) and getattr(module, "__file__", None):
         yield module.__name__, Path(str(module.__file__))
 
 
