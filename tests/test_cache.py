@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from cache_run import images, trunk
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from vggt_compile import collect_reports, vggt_sparse
+from vggt_compile import collect_reports, registry, vggt_sparse
 from vggt_compile.errors import NotRewritten
 from vggt_compile.report import Report
 from vggt_compile.sources import _package_hash, source_hash
@@ -218,11 +219,11 @@ def test_hash_covers_packages_that_register_methods(tmp_path: Path, monkeypatch:
     package = tmp_path / "their_extension"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "operators.py").write_text("factor = 2\n")
+    (package / "operators.py").write_text("factor = 2\ndef run(site, state, edit): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    __import__("their_extension")
+    run = importlib.import_module("their_extension.operators").run
     before = source_hash()
-    monkeypatch.setattr("vggt_compile.registry.packages", lambda: {"vggt_compile", "their_extension"})
+    monkeypatch.setitem(registry._methods, ("keys", "theirs"), registry.Method("keys", "theirs", run))
     extended = source_hash()
     assert extended != before
     (package / "operators.py").write_text("factor = 3\n")
