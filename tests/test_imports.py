@@ -43,7 +43,8 @@ DRAWING = """
     metrics →
     scenes →
     models →
-    families.trace →
+    families.trace → families.bound_names
+    families.bound_names →
     site →
     errors →
 """
