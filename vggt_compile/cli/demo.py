@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     picture.check_installed()
     doctor.check_compiler()
     folder = output_folder(args.out)
+    frames = load_frames(args, subject.patch_size(args.model), device, say)
     say(f"building {args.model}")
     model = subject.named(args.model, device, args.seed, args.checkpoint)
-    frames = load_frames(args, model.patch, device, say)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="vggt_compile:")  # the report shows these notes
         result = experiment.run(model, frames, plan, device, args.dtype, say)

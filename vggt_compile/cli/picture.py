@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 6
 """Frames that are shown at most, spread over all."""
+CAPTION = "random weights: the geometry means nothing, and the differences are not those of a trained model"
 PANEL = 4.2
 """Width in inches of the panel with the camera paths."""
 
@@ -53,11 +54,7 @@ def draw(result: Result, path: Path) -> None:
 def _title(result: Result) -> str:
     count, _, height, width = result.frames.images.shape[1:]
     speed = result.runs[0].warm_s / result.runs[-1].warm_s
-    weights = (
-        ""
-        if result.subject.weights
-        else "\nrandom weights: the geometry means nothing, and the differences are not those of a trained model"
-    )
+    weights = "" if result.subject.weights else f"\n{CAPTION}"
     return (
         f"{result.subject.name}, plan {result.plan.name!r}, {count} frames of {height}×{width}, {result.dtype}: "
         f"{speed:.2f}× the speed of eager dense, {result.report.attention_left():.0%} of the attention FLOPs{weights}"
@@ -125,9 +122,8 @@ def _paths(axis: Axes, result: Result, size: tuple[int, int]) -> None:
         x, _, z = centres[0].float().unbind(-1)
         axis.plot(x.numpy(), z.numpy(), style, color=colour, label=label, markersize=width, alpha=alpha)
         if label == "dense":
-            axis.annotate(
-                "first", (float(x[0]), float(z[0])), xytext=(-8, 9), textcoords="offset points", fontsize=8, ha="center"
-            )
+            first = float(x[0]), float(z[0])
+            axis.annotate("first", first, xytext=(-8, 9), textcoords="offset points", fontsize=8, ha="center")
     axis.set_xlabel("x, to the right", fontsize=9)
     axis.set_ylabel("z, forward", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -59,6 +59,11 @@ def named(name: str, device: torch.device, seed: int = 0, checkpoint: str | None
     return Subject(name, model.eval(), model.config.patch_size, checkpoint)
 
 
+def patch_size(name: str) -> int:
+    """Side of a patch of a model written here, in pixels."""
+    return _bare(name).config.patch_size
+
+
 def outline(name: str) -> Subject:
     """A model of which only shapes count: uninitialised weights, so the largest takes no time and no memory."""
     if ":" in name:
