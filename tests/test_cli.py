@@ -4,7 +4,6 @@ import json
 import math
 import types
 import warnings
-from functools import partial
 
 import numpy
 import pytest
@@ -12,12 +11,12 @@ import torch
 from PIL import Image
 
 from vggt_compile.__main__ import COMMANDS, main
+from vggt_compile.backend import Options, reported_rewrite
 from vggt_compile.cli import doctor, subject
 from vggt_compile.cli.compare import camera_centres, compare, deviation, quantities
 from vggt_compile.cli.images import find, fit, load_folder, read
 from vggt_compile.cli.options import nearest_size, read_plan
 from vggt_compile.errors import BadInput, PlanError
-from vggt_compile.models import pi3
 
 PATCH = 14
 TINY = ("--frames", "2", "--size", "28", "42")
@@ -134,7 +133,7 @@ def test_cuda_without_a_gpu_points_to_the_doctor(capsys, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_one_line(capsys, tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pt")
-    argv = ("demo", "--checkpoint", str(tmp_path / "w.pt"), "--out", str(tmp_path))
+    argv = ("demo", "--checkpoint", str(tmp_path / "w.pt"), "--out", str(tmp_path), *TINY)
     assert "is no checkpoint of this Pi3" in fails(capsys, *argv)
     assert "cannot load" in fails(capsys, *argv[:2], str(tmp_path / "none.pt"), *argv[3:])
     (tmp_path / "w.safetensors").write_text("nonsense")
@@ -372,7 +371,7 @@ def test_explain_takes_a_factory(capsys, monkeypatch, tmp_path):
 def test_doctor_examines_this_machine(capsys):
     code = main(["doctor", "--quick", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert code == (0 if found["ok"] else 1)
+    assert code == (not found["ok"])
     checks = {check["name"]: check for check in found["checks"]}
     assert {"python", "torch", "triton", "vggt_compile", "c++ compiler", "backend name", "cpu"} <= set(checks)
     assert checks["torch"]["found"] == torch.__version__
@@ -401,13 +400,19 @@ def test_random_weights_let_attention_act_and_a_checkpoint_is_loaded_as_it_is(tm
     assert not any(tensor.is_meta for tensor in second.model.state_dict().values())
 
 
-@pytest.mark.slow
-def test_demo_measures_compares_and_draws(capsys, folder, monkeypatch):
-    monkeypatch.setitem(subject._BUILDERS, "pi3-least", (partial(pi3, depth=2), "tiny"))
+def rewritten_only(gm, inputs, *, options):
+    """The backend without Inductor, which takes a minute or two on a CPU; its own tests and `make demo` run that."""
+    reported_rewrite(gm, Options.read(options))
+    return gm.forward
+
+
+@pytest.mark.parametrize("model", ["pi3-tiny", "vggt-tiny"])
+def test_demo_measures_compares_and_draws(capsys, folder, monkeypatch, model):
+    monkeypatch.setattr("vggt_compile.cli.experiment.vggt_sparse", rewritten_only)
     for i in range(3):
         folder(f"{i}.png", (30, 44), value=60 * i)
     out = folder.path / "out"
-    argv = ["demo", "--model", "pi3-least", "--images", str(folder.path), "--resize", "--out", str(out), "--json"]
+    argv = ["demo", "--model", model, "--images", str(folder.path), "--resize", "--out", str(out), "--json"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert main(argv) == 0
@@ -422,8 +427,9 @@ def test_demo_measures_compares_and_draws(capsys, folder, monkeypatch):
     assert all(run["warm_s"] > 0 for run in result["runs"])
     dense, rewritten = result["deviations"].values()
     assert set(dense) == {"camera", "depth", "points", "confidence"}
-    assert all(dense[name]["relative"] < 1e-4 < rewritten[name]["relative"] for name in ("camera", "confidence"))
-    assert sum(bool(row["axes"]) for row in result["report"]["rows"]) == 1
+    assert all(dense[name]["relative"] < 1e-5 for name in dense)
+    assert rewritten["camera"]["relative"] > 1e-4
+    assert sum(bool(row["axes"]) for row in result["report"]["rows"]) == {"pi3-tiny": 2, "vggt-tiny": 4}[model]
     with Image.open(result["picture"]) as picture:
         assert picture.format == "PNG"
         assert picture.width > 800
