@@ -95,5 +95,10 @@ def test_every_reason_on_the_debugging_page_is_one_that_the_code_gives() -> None
 @pytest.mark.parametrize("script", ["upstream_vggt.py", "upstream_pi3.py"])
 def test_examples_explain_themselves(script: str) -> None:
     command = [sys.executable, f"examples/{script}", "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=None, check=True, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=True, timeout=120, capture_output=True, text=True)
     assert "--checkpoint" in done.stdout
+
+
+def test_quickstart_runs(workplace: None, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples/quickstart.py"), run_name="__main__")
+    assert "2 of 11 attentions rewritten" in capsys.readouterr().out
