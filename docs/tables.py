@@ -1,0 +1,96 @@
+"""The tables of these pages come from the registry: a page marks the place, this script writes what belongs there.
+
+python docs/tables.py            # writes them
+python docs/tables.py --check    # exits with 1 and names the pages whose tables are old
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tabulate import tabulate
+
+from vggt_compile import registry
+from vggt_compile.recipes import DEFAULT, recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/passes.md", "docs/recipes.md", "docs/architecture.md")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def github(rows: list[tuple[str, ...]], *headers: str) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def recipe_table() -> str:
+    rows = [(f"`{r.name}`{' (default)' * (r.name == DEFAULT)}", r.summary, r.source) for r in recipes().values()]
+    return github(rows, "recipe", "what it does", "source")
+
+
+def recipe_plans() -> str:
+    """Each recipe as the JSON that one could write by hand."""
+    parts = []
+    for recipe in recipes().values():
+        plan = {key: part for key, part in recipe.plan.to_json().items() if part}
+        parts.append(f"`{recipe.name}`:\n\n```json\n{json.dumps(plan, indent=2)}\n```\n")
+    return "\n".join(parts)
+
+
+def method_table() -> str:
+    rows = []
+    for axis in registry.AXES:
+        found = [m for m in registry.methods() if m.axis == axis and m.run.__module__.startswith("vggt_compile.")]
+        rows += [(axis, f"`{m.name}`", parameters(m), m.summary, home(m.run)) for m in found]
+        if not found:
+            rows.append((axis, "", "", "none yet", ""))
+    return github(rows, "axis", "method", "parameters", "what it does", "code")
+
+
+def parameters(method: registry.Method) -> str:
+    return "<br>".join(f"`{p.replace(kind=p.KEYWORD_ONLY)}`" for p in method.parameters.values()) or "none"
+
+
+def home(function: Callable) -> str:
+    path = Path(inspect.getsourcefile(function) or "").name
+    return f"[passes/{path}](../passes/{path})"
+
+
+def family_table() -> str:
+    rows = []
+    for family in registry.families():
+        module = sys.modules[family.place.__module__]
+        if module.__name__.startswith("vggt_compile."):
+            law = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
+            rows.append((f"`{family.name}`", "" if family.special is None else str(family.special), law))
+    return github(sorted(rows), "family", "special tokens", "its trunk")
+
+
+TABLES = {"recipes": recipe_table, "plans": recipe_plans, "methods": method_table, "families": family_table}
+
+
+def filled(page: str) -> str:
+    """A page with every marked table as the registry has it now."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is old")
+    check = parser.parse_args().check
+    pages = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
+    old = {path: filled(text) for path, text in pages.items() if filled(text) != text}
+    for path, text in old.items():
+        print(f"{'old' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return int(check and bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
