@@ -53,7 +53,7 @@ class Options:
             raise PlanError(f"inductor is a dictionary of Inductor settings, not {inductor!r}")
         known = torch._inductor.config.get_config_copy()
         for key in inductor:
-            if key.replace("-", "_") not in known:
+            if str(key).replace("-", "_") not in known:
                 raise UnknownName("Inductor setting", key, known)
         return cls(recipes.resolve(given.get("plan")), strict, inductor)
 
