@@ -122,7 +122,7 @@ def _operator(name: str, *, swapped: bool = False) -> Callable[..., _Traced]:
     return apply
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
+for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
     setattr(_Traced, f"__{_name}__", _operator(_name))
     setattr(_Traced, f"__r{_name}__", _operator(_name, swapped=True))
 
