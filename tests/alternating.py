@@ -164,8 +164,8 @@ class Alternating(nn.Module):
         batch, frames = images.shape[:2]
         x = self.patch_embed(images.flatten(0, 1)).flatten(2).transpose(1, 2)
         if self.spec.encoder is not None:
-            x = self.encoder(torch.cat((self.storage.expand(len(x), -1, -1), x), 1))[:, self.spec.encoder :]
-        x = torch.cat((self.special.expand(len(x), -1, -1), x), 1)
+            x = self.encoder(torch.cat((self.storage.expand(x.shape[0], -1, -1), x), 1))[:, self.spec.encoder :]
+        x = torch.cat((self.special.expand(x.shape[0], -1, -1), x), 1)
         per_frame, width, special = x.shape[1], x.shape[2], self.spec.special
         for i, (inner, outer) in enumerate(self._pairs()):
             x = inner(x.reshape(batch * frames, per_frame, width))
@@ -214,7 +214,7 @@ def truth(spec: Spec, frames: int, grid: tuple[int, int]) -> list[Truth]:
         if i in spec.registers_only:
             sites.append(Truth("other"))
             continue
-        layer = met if spec.names == "hidden" else 0 if spec.reuse else i
+        layer = met if spec.names == "hidden" else i
         sites.append(Truth("global", layer, frames, per_frame, spec.special))
         met += 1
     return sites
