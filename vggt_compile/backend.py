@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +19,7 @@ from vggt_compile.families import trace
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
 from vggt_compile.rewrite import rewrite
+from vggt_compile.sources import source_hash
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +50,9 @@ class Options:
         if not isinstance(inductor, Mapping):
             raise PlanError(f"inductor is a dictionary of Inductor settings, not {inductor!r}")
         known = torch._inductor.config.get_config_copy()
+        inductor = {str(key).replace("-", "_"): value for key, value in inductor.items()}
         for key in inductor:
-            if str(key).replace("-", "_") not in known:
+            if key not in known:
                 raise UnknownName("Inductor setting", key, known)
         return cls(recipes.resolve(given.get("plan")), strict, inductor)
 
@@ -79,7 +78,8 @@ def vggt_sparse(
     from torch._inductor.compile_fx import compile_fx
 
     chosen = Options.read(options)
-    reported_rewrite(gm, chosen)
+    with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
+        reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
     tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
     with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     before = gm.print_readable(print_output=False)
     strict = options.strict and not breaks.is_fragment(gm)
     report = rewrite(gm, options.plan, strict=strict)
-    report.notes += breaks.describe(gm, report, late)
+    report.notes += breaks.describe(gm, report, late) + breaks.full_cache()
     _emit("vggt_compile_graph_before", "string", before)
     _emit("vggt_compile_graph_after", "string", gm.print_readable(print_output=False))
     _emit("vggt_compile_plan", "json", options.plan.to_json())
@@ -112,23 +112,6 @@ def _emit(name: str, encoding: str, payload: object) -> None:
 
     text = payload if isinstance(payload, str) else json.dumps(payload)
     trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=lambda: text)
-
-
-@functools.cache
-def source_hash() -> str:
-    """Changes with every edit of this package: a traceable operator's body is not part of Inductor's own cache key."""
-    digest = hashlib.sha256()
-    for path in sorted(_sources()):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _sources() -> Iterator[Path]:
-    root = Path(__file__).parent
-    yield from root.rglob("*.py")
-    import vggt_compile.passes
-
-    yield from Path(vggt_compile.passes.__path__[0]).rglob("*.py")
 
 
 trace.arm()

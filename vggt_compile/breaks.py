@@ -1,16 +1,19 @@
-"""Graph breaks: a plan needs the whole trunk in one graph, so say which line took it apart and what to do."""
+"""What keeps a plan from the model: graph breaks and a full cache of Dynamo's; say where, and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import torch
+from torch._dynamo import eval_frame, symbolic_convert
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import graph_break_reasons
 from torch.fx import GraphModule
 
-from vggt_compile.families.trace import Shim
+from vggt_compile.families.shims import Shim
 from vggt_compile.graph import dialect
 from vggt_compile.report import Report
 from vggt_compile.site import LOST
@@ -43,6 +46,32 @@ def describe(gm: GraphModule, report: Report, late: Sequence[Shim]) -> list[str]
     return [
         f"{what}: the graph broke at {where}. Change that line so that it does not read a tensor's values. {_AGAIN}"
     ]
+
+
+def full_cache() -> list[str]:
+    """A note when the compile in progress takes the last place for its code: the next plan or shape will run eager.
+
+    All plans of one class of models share these places, and Dynamo tells nobody but its log when it gives up.
+    """
+    tracer = getattr(symbolic_convert.tls, "current_tx", None)
+    if tracer is None:  # called by hand
+        return []
+    code, limit = tracer.output.root_tx.f_code, torch._dynamo.config.recompile_limit
+    if len(_versions(code)) + 1 < limit:
+        return []
+    return [
+        f"{code.co_qualname} ({code.co_filename}:{code.co_firstlineno}) now has {limit} compiled versions, all that "
+        "torch._dynamo.config.recompile_limit allows: the next plan or shape will run eager, without any plan. Raise "
+        "the limit, call torch.compiler.reset() between plans, or compile with fullgraph=True to make that an error"
+    ]
+
+
+def _versions(code: CodeType) -> list[Any]:
+    """Compiled versions that count towards the limit: under `isolate_recompiles` those of this torch.compile only."""
+    region = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_isolate_recompiles_id", lambda: -1)()
+    if region >= 0:
+        return eval_frame._get_cache_entries_for_region(code, region)
+    return eval_frame._debug_get_cache_entry_list(code)
 
 
 _AGAIN = "vggt_compile.prepare(model) lists what could be made traceable; after it, torch._dynamo.reset() and run again"

@@ -27,7 +27,7 @@ def explain(
     """Trace `model(*inputs, **kwargs)` and report what a plan does to each attention.
 
     The trace is the one that torch.compile makes, under the caller's autocast and grad mode. Graphs are rewritten but
-    not compiled, and calling one gives uninitialised outputs of the right shape, so no kernel runs.
+    not compiled, and calling one gives zeros of the right shape, so none of the model's kernels runs.
 
     Args:
         model: on any device, in evaluation mode.
@@ -61,19 +61,19 @@ def _fresh_call() -> Any:
 
 
 def _hollow(gm: GraphModule) -> Any:
-    """A function that takes the graph's inputs and returns storage for its outputs."""
+    """A function that takes the graph's inputs and returns zeros in the shape of its outputs."""
     output: Node = next(node for node in gm.graph.nodes if node.op == "output")
-    outputs = tree_map(lambda x: _storage(value(x)) if isinstance(x, Node) else x, output.args[0])
+    outputs = tree_map(lambda x: _zeros(value(x)) if isinstance(x, Node) else x, output.args[0])
     return lambda *_: outputs
 
 
-def _storage(seen: Any) -> Any:
+def _zeros(seen: Any) -> Any:
     def number(size: Any) -> Any:
         return size.node.hint if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size
 
     if not isinstance(seen, torch.Tensor):
         return number(seen)
-    return torch.empty([number(s) for s in seen.shape], dtype=seen.dtype, device=seen.device)
+    return torch.zeros([number(s) for s in seen.shape], dtype=seen.dtype, device=seen.device)
 
 
 def _join(reports: list[Report], options: Options) -> Report:

@@ -26,6 +26,9 @@ AXES = ("scope", "tokens", "keys", "blocks")
 IDENTITY = {"scope": "global"}
 """Names that a plan may write where an axis stays as the model has it."""
 
+BUILT_IN = ("vggt_compile.passes", "vggt_compile.families")
+"""Packages whose modules register themselves."""
+
 Transform = Callable[..., AttentionState | Skip]
 
 Place = tuple[Scope, int | None]
@@ -47,6 +50,11 @@ class Method:
     @property
     def summary(self) -> str:
         return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+    @property
+    def aliases(self) -> set[str]:
+        """Names under which it can be switched off: its axis, its name in plans, and that of its function."""
+        return {self.axis, self.name, getattr(self.run, "__name__", self.name)}
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -156,9 +164,14 @@ def families() -> list[Family]:
     return list(_families.values())
 
 
+def packages() -> set[str]:
+    """Top-level packages that registered a method: this one, and those of extensions."""
+    return {m.run.__module__.partition(".")[0] for m in methods()}
+
+
 @functools.cache
 def _load() -> None:
-    for package in ("vggt_compile.passes", "vggt_compile.families"):
+    for package in BUILT_IN:
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(info.name)
     for point in entry_points(group="vggt_compile.extensions"):

@@ -20,7 +20,7 @@ class Row:
         axes: what acted, axis → setting; empty where the attention is as the model wrote it.
         implementation: `sdpa`, or `spelled out` for products around a softmax that were left as they are.
         flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
-        reason: why the site was left alone; None where the plan was applied.
+        reason: why the site was left alone, or an axis of its policy was; None where the plan was applied in full.
     """
 
     path: str

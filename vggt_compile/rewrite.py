@@ -7,8 +7,10 @@ Skip; what they add to the graph before a Skip is taken back.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
@@ -135,7 +137,7 @@ class _GraphRewrite:
                 self.edit.undo()
                 return self._row(site, state, before, outcome.reason)
             self._lower(site, outcome)
-        return self._row(site, outcome, before, None if outcome.axes else reason, lifted=site.call.spelled_out)
+        return self._row(site, outcome, before, reason, lifted=site.call.spelled_out)
 
     def _policy(self, site: Site) -> tuple[Policy, str | None]:
         """What the plan wants of a site, and why that is nothing where it is nothing."""
@@ -153,7 +155,7 @@ class _GraphRewrite:
             return Policy(), f"no input of its graph gives the size {', '.join(sorted(unknown))}"
         if self._below_threshold(site.tokens):
             return Policy(), f"fewer tokens than min_tokens={self.plan.min_tokens}"
-        return policy, None
+        return _without_disabled(policy)
 
     def _below_threshold(self, tokens: Size) -> bool:
         few = self.symbols.symint(tokens) < self.plan.min_tokens
@@ -213,6 +215,16 @@ class _GraphRewrite:
             flops_after=per_pair * number(state.pairs),
             reason=reason,
         )
+
+
+def _without_disabled(policy: Policy) -> tuple[Policy, str | None]:
+    """The policy without the methods that Inductor's user switched off, and a reason where that took something away."""
+    names = {name.strip().lower() for name in torch._inductor.config.disabled_passes.split(",")}
+    off = [axis for axis, setting in policy.settings() if names & registry.find_method(axis, setting.method).aliases]
+    if not off:
+        return policy, None
+    reason = f"{', '.join(off)} disabled by torch._inductor.config.disabled_passes"
+    return replace(policy, **dict.fromkeys(off)), reason
 
 
 def _refused_row(node: Node, reason: str) -> Row:

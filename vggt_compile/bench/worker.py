@@ -57,7 +57,7 @@ def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any])
     """First call, warm median over repeats, peak memory of the warm calls, and deviation from eager where known."""
     height, width = settings["size"]
     images = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(1)).cuda()
-    torch._dynamo.mark_dynamic(images, 1)
+    torch._dynamo.maybe_mark_dynamic(images, 1)  # plain torch.compile cannot keep it dynamic in the heads
     row: dict[str, Any] = {"variant": settings["variant"], "frames": frames}
     try:
         start = time.perf_counter()

@@ -1,7 +1,8 @@
-"""`"x" in locals()` asks whether a name is bound; Dynamo cannot answer, but a variable that starts as unbound can.
+"""A function that Dynamo cannot follow, rebuilt from its own source so that it computes the same and can be followed.
 
-A function that uses `locals()` in no other way is rebuilt from its own source: the names in question start as `...`, a
-`del` of one makes it `...` again, and the question becomes `x is not ...`. It computes the same for the same inputs.
+`"x" in locals()` asks whether a name is bound: the names in question start as `...`, a `del` of one makes it `...`
+again, and the question becomes `x is not ...`. `torch.cuda.synchronize()` and `torch.cuda.empty_cache()` change no
+value and are left out; inside a loop they would make Dynamo give up the whole function.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ import inspect
 import textwrap
 from types import FunctionType
 
+_HINTS = {"synchronize", "empty_cache"}
 
-def without_locals(function: FunctionType) -> FunctionType | None:
-    """The function without its `locals()` calls; None where they ask for more than whether a name is bound."""
+
+def needs_rebuilding(function: FunctionType) -> bool:
+    return not {"locals", *_HINTS}.isdisjoint(function.__code__.co_names)
+
+
+def rebuilt(function: FunctionType) -> FunctionType | None:
+    """The function in a traceable form; None where `locals()` is asked for more than whether a name is bound."""
     if function.__code__.co_freevars:
         return None
     try:
@@ -53,6 +60,10 @@ def _asks(node: ast.AST) -> bool:
     )
 
 
+def _is_cuda_hint(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.cuda.{name}" for name in _HINTS}
+
+
 def _unbound(name: str) -> ast.Assign:
     return ast.Assign([ast.Name(name, ast.Store())], ast.Constant(...))
 
@@ -67,6 +78,9 @@ class _Rebind(ast.NodeTransformer):
         bound = isinstance(node.ops[0], ast.In)
         name = ast.Name(node.left.value, ast.Load())  # type: ignore[attr-defined]
         return ast.Compare(name, [ast.IsNot() if bound else ast.Is()], [ast.Constant(...)])
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        return ast.Pass() if _is_cuda_hint(node.value) else self.generic_visit(node)
 
     def visit_Delete(self, node: ast.Delete) -> list[ast.stmt]:
         def unbinds(target: ast.expr) -> bool:

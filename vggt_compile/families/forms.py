@@ -1,0 +1,61 @@
+"""What tracing sees instead: the same values from shapes and positions alone, without numbers read off tensors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FEW_FRAMES = 24
+PASSES = 4
+
+
+def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
+    """Two-dimensional rotary embedding (RoPE, arXiv 2104.09864; per axis as in arXiv 2403.13298).
+
+    Args:
+        tokens: [B, H, N, D], D divisible by 4; the first half of D turns with the row, the second with the column.
+        positions: [B, N, 2], row and column in patches, integers.
+        base: the longest wavelength is 2π·base patches.
+
+    Returns:
+        [B, H, N, D] in the dtype of `tokens`; angles are rounded to that dtype, as the published tables are.
+    """
+    half = tokens.shape[-1] // 2
+    frequency = 1.0 / base ** (torch.arange(0, half, 2, device=tokens.device).float() / half)
+    angle = (positions[..., None].to(frequency.dtype) * frequency).to(tokens.dtype)[:, None]  # [B, 1, N, 2, D/4]
+    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+    axes = tokens.unflatten(-1, (2, half))
+    first, second = axes.chunk(2, -1)
+    return (axes * cos + torch.cat((-second, first), -1) * sin).flatten(-2)
+
+
+def grid_positions(batch: int, height: int, width: int, device: torch.device) -> Tensor:
+    """[batch, height·width, 2]: row and column of every patch, row by row."""
+    rows = torch.arange(height, device=device)[:, None].expand(height, width)
+    columns = torch.arange(width, device=device)[None].expand(height, width)
+    return torch.stack((rows, columns), -1).reshape(1, height * width, 2).expand(batch, -1, -1).clone()
+
+
+def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
+    """Run a dense head over runs of frames, as its own loop does, but in one pass or in `PASSES`.
+
+    A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here
+    one graph serves all counts below `FEW_FRAMES` and one all others. A pass of 300 frames of 392×518 in VGGT-1B holds
+    75 of them, about 23 GiB: less than what the model in one graph saves by not keeping 20 of its 24 layers.
+    """
+    frames = images.shape[1]
+    if chunk is None or frames < FEW_FRAMES:
+        return forward(tokens, images, start, None)
+    step = frames // PASSES
+    cuts = [*(index * step for index in range(PASSES)), frames]
+    parts = [
+        forward([None if t is None else t[:, a:b] for t in tokens], images[:, a:b], start, None)
+        for a, b in itertools.pairwise(cuts)
+    ]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts, 1)
+    return tuple(torch.cat(outputs, 1) for outputs in zip(*parts, strict=True))
