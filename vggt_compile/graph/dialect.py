@@ -25,9 +25,13 @@ _SDPA_ATEN = {aten.scaled_dot_product_attention.default}
 _MATMUL = {torch.matmul, operator.matmul, torch.bmm, aten.matmul.default, aten.bmm.default, aten.mm.default}
 _SOFTMAX = {torch.softmax, F.softmax, aten.softmax.int, aten._softmax.default}
 _DROPOUT = {F.dropout, torch.dropout, aten.dropout.default}
-_MULTIPLY = {operator.mul, torch.mul, operator.imul, aten.mul.Tensor, aten.mul.Scalar}
-_DIVIDE = {operator.truediv, torch.div, aten.div.Tensor, aten.div.Scalar}
-_TRANSPOSE = {torch.transpose, aten.transpose.int}
+_MULTIPLY = {operator.mul, torch.mul, operator.imul, aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor}
+_DIVIDE = {operator.truediv, torch.div, operator.itruediv, aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor}
+_TRANSPOSE = {torch.transpose, torch.swapaxes, aten.transpose.int}
+_PERMUTE = {torch.permute, aten.permute.default}
+_MT = {aten.mT.default}
+_IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+_IN_PLACE |= {operator.iand, operator.ior, operator.ixor, operator.setitem}
 _PASS_THROUGH = {torch.clone, aten.clone.default, aten.detach.default, aten.alias.default}
 _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
 
@@ -106,16 +110,29 @@ def softmax_input(node: object) -> Node | None:
 
 def transposed(node: object) -> Node | None:
     """x where the node is x with its last two dimensions exchanged."""
-    if not isinstance(node, Node) or not _calls(node, _TRANSPOSE, ("transpose", "mT", "permute")):
+    if not isinstance(node, Node) or not node.args or not isinstance(source := node.args[0], Node):
         return None
-    source, ndim = node.args[0], getattr(value(node), "ndim", 0)
+    if node.target in _MT or (node.target is getattr and node.args[1] == "mT"):
+        return source
+    ndim = getattr(value(node), "ndim", 0)
     dims: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
-    if not all(isinstance(dim, int) for dim in dims) or not isinstance(source, Node):
+    if not dims or not all(isinstance(dim, int) for dim in dims):
         return None
-    if node.target == "permute":
-        swapped = [*range(ndim - 2), ndim - 1, ndim - 2]
-        return source if [int(dim) % ndim for dim in dims] == swapped else None
-    return source if {int(dim) % ndim for dim in dims} == {ndim - 1, ndim - 2} else None
+    places = [int(dim) % ndim for dim in dims]
+    if _calls(node, _PERMUTE, ("permute",)):
+        return source if places == [*range(ndim - 2), ndim - 1, ndim - 2] else None
+    if _calls(node, _TRANSPOSE, ("transpose", "swapaxes")):
+        return source if set(places) == {ndim - 1, ndim - 2} else None
+    return None
+
+
+def in_place(node: Node) -> bool:
+    """Whether the node changes one of its operands."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
 
 def scaled(node: object) -> tuple[Node, float] | None:
