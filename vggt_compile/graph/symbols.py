@@ -128,6 +128,8 @@ for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
 
 
 def hint(size: Size, symbols: Symbols) -> int:
-    """The size for the inputs that were traced with."""
+    """The size for the inputs that were traced with, 0 where they do not tell it."""
+    if symbols.unknown(size):
+        return 0
     number = symbols.symint(size)
     return number if isinstance(number, int) else int(number.node.hint)
