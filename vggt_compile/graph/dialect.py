@@ -9,16 +9,28 @@ import math
 import operator
 import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops.wrap import wrap_with_autocast
 from torch.fx import GraphModule, Node
 
 from vggt_compile.site import AttentionCall
 
 aten = torch.ops.aten
+
+
+class Autocast(NamedTuple):
+    """Arguments of torch.autocast, in its order."""
+
+    device: str
+    dtype: torch.dtype | None
+    enabled: bool
+    cache: bool | None
+
 
 _SDPA = {torch._C._nn.scaled_dot_product_attention, F.scaled_dot_product_attention}
 _SDPA_ATEN = {aten.scaled_dot_product_attention.default}
@@ -58,16 +70,41 @@ def module_path(node: Node) -> str | None:
     return ".".join(rest[1:] if head in ("L", "G") else [head, *rest])
 
 
-def graphs(gm: GraphModule) -> Iterator[tuple[GraphModule, int]]:
-    """The graph and its sub-graphs (autocast regions, shared regions), each with the number of calls that share it."""
-    yield gm, 1
-    uses: dict[str, int] = {}
+@dataclass(frozen=True)
+class Part:
+    """A graph or one of its sub-graphs, the number of calls that share it, and the autocast regions around it."""
+
+    gm: GraphModule
+    calls: int = 1
+    autocast: tuple[Autocast, ...] = ()
+
+
+def parts(gm: GraphModule) -> Iterator[Part]:
+    """The graph and its sub-graphs: autocast regions of an export, regions that several calls share."""
+    yield Part(gm)
+    uses: dict[str, list[Node]] = {}
     for node in gm.graph.nodes:
         if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), GraphModule):
-            uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
+            uses.setdefault(str(node.target), []).extend(node.users)
     for name, calls in uses.items():
-        for inner, inner_calls in graphs(getattr(gm, name)):
-            yield inner, calls * inner_calls
+        around = autocast_at(calls[0]) if calls else ()
+        if calls and calls[0].target is wrap_with_autocast:
+            around = (*around, Autocast(*calls[0].args[:4]))  # type: ignore[arg-type]
+        for inner in parts(getattr(gm, name)):
+            yield Part(inner.gm, len(calls) * inner.calls, (*around, *inner.autocast))
+
+
+def autocast_at(node: Node) -> tuple[Autocast, ...]:
+    """The autocast regions that the graph opens before a node and closes after it, outermost first."""
+    opened: dict[Node, Autocast] = {}
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        if other.target is torch.amp.autocast_mode._enter_autocast:
+            opened[other] = Autocast(*other.args)
+        elif other.target is torch.amp.autocast_mode._exit_autocast:
+            opened.pop(other.args[0], None)
+    return tuple(opened.values())
 
 
 def attention_call(node: Node) -> AttentionCall | None:
