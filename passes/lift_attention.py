@@ -9,6 +9,7 @@ written so. Where the pattern is almost there, the answer is a Skip that says wh
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -26,35 +27,47 @@ def lift(softmax: Node) -> AttentionCall | Skip | None:
     logits = dialect.softmax_input(softmax)
     if logits is None:
         return None
-    logits, scale = _peel(logits)
-    product = dialect.matmul_operands(logits)
-    if product is None:
-        return Skip("a mask or bias is added to its logits") if _adds_to_product(logits) else None
-    (q, q_scale), k = _peel(product[0]), dialect.transposed(product[1])
+    *scalings, product = _peel(logits)
+    operands = dialect.matmul_operands(product)
+    if operands is None:
+        return Skip("a mask or bias is added to its logits") if _adds_to_product(product) else None
+    k = dialect.transposed(operands[1])
     if k is None:
         return None
+    if any(len(node.users) != 1 for node in (*scalings, product)):
+        return Skip("its logits are changed in place or used elsewhere")
+    *q_scalings, q = _peel(operands[0], pure=True)
+    if any(dialect.in_place(user) and user > (*q_scalings, product)[0] for node in (q, k) for user in node.users):
+        return Skip("its queries or keys are changed in place")
     weights = softmax
     while len(weights.users) == 1 and dialect.inert_source(user := next(iter(weights.users))) is weights:
         weights = user
     if len(weights.users) != 1:
         return Skip("its attention weights are used elsewhere")
     out = next(iter(weights.users))
-    operands = dialect.matmul_operands(out)
-    if operands is None or operands[0] is not weights:
+    meeting = dialect.matmul_operands(out)
+    if meeting is None or meeting[0] is not weights:
         return Skip(f"its attention weights go through {out.target} before they meet the values")
-    return AttentionCall(out, q, k, operands[1], scale=scale * q_scale, spelled_out=True)
+    factors = (factor[1] for node in (*scalings, *q_scalings) if (factor := dialect.scaled(node)) is not None)
+    return AttentionCall(out, q, k, meeting[1], scale=math.prod(factors), spelled_out=True)
 
 
-def _peel(node: Node) -> tuple[Node, float]:
-    """The node under multiplications with numbers, and their product."""
-    scale = 1.0
-    while (factor := dialect.scaled(node)) is not None:
-        node, scale = factor[0], scale * factor[1]
-    return node, scale
+def _peel(node: Node, *, pure: bool = False) -> list[Node]:
+    """The node and what lies under its multiplications with numbers, last what is multiplied.
+
+    `pure` stops where a value is changed in place or used elsewhere, so that what lies under it may be read instead.
+    """
+    path = [node]
+    while (factor := dialect.scaled(node)) is not None and not (
+        pure and (dialect.in_place(node) or len(node.users) != 1)
+    ):
+        node = factor[0]
+        path.append(node)
+    return path
 
 
 def _adds_to_product(node: Node) -> bool:
-    terms = [term for term in node.all_input_nodes if dialect.matmul_operands(_peel(term)[0]) is not None]
+    terms = [term for term in node.all_input_nodes if dialect.matmul_operands(_peel(term)[-1]) is not None]
     return len(node.all_input_nodes) == 2 and len(terms) == 1
 
 

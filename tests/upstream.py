@@ -49,6 +49,13 @@ def importable(name: str) -> Iterator[None]:
         sys.modules.update(aside)
 
 
+@contextlib.contextmanager
+def imported(name: str, *names: str) -> Iterator[list[ModuleType]]:
+    """Modules of one checkout, usable within the block."""
+    with importable(name):
+        yield modules(*names)
+
+
 def modules(*names: str) -> list[ModuleType]:
     """Import modules of the checkout in use; a missing third-party package is a skip that names it."""
     try:

@@ -50,7 +50,7 @@ class Options:
         if not isinstance(inductor, Mapping):
             raise PlanError(f"inductor is a dictionary of Inductor settings, not {inductor!r}")
         known = torch._inductor.config.get_config_copy()
-        inductor = {key.replace("-", "_"): value for key, value in inductor.items()}
+        inductor = {str(key).replace("-", "_"): value for key, value in inductor.items()}
         for key in inductor:
             if key not in known:
                 raise UnknownName("Inductor setting", key, known)

@@ -21,7 +21,7 @@ from vggt_compile.site import LOST
 
 def is_fragment(gm: GraphModule) -> bool:
     """Whether this graph is a piece of a broken frame that holds no attention, so that a plan cannot mean it."""
-    if any(dialect.is_attention_like(node) for graph, _ in dialect.graphs(gm) for node in graph.graph.nodes):
+    if any(dialect.is_attention_like(node) for part in dialect.parts(gm) for node in part.gm.graph.nodes):
         return False
     return _ends_in_break(gm) or bool(graph_break_reasons)
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from vggt_compile.errors import PlanError, UnknownName
-from vggt_compile.registry import AXES, find_method
+from vggt_compile.registry import AXES, IDENTITY, find_method
+from vggt_compile.registry import families as registered_families
 
 _RANGE = re.compile(r"(\d+)(?:(-)(\d+)?)?")
-_IDENTITY = {"scope": "global"}
-"""Settings that leave an axis as the model has it."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,22 @@ class Setting:
 
     @classmethod
     def read(cls, axis: str, value: object) -> Setting | None:
-        if value is None or value == _IDENTITY.get(axis):
+        if value is None:
             return None
         given = dict(value) if isinstance(value, Mapping) else {"method": value}
         name = given.pop("method", None)
         if not isinstance(name, str):
             raise PlanError(f"axis {axis!r} wants the name of a method or a dictionary with 'method', not {value!r}")
-        return cls(name, tuple(sorted(find_method(axis, name).check(given).items())))
+        if name == IDENTITY.get(axis):
+            if given:
+                raise UnknownName(f"parameter of method {name!r} of axis {axis!r}", next(iter(given)), ())
+            return None
+        checked = find_method(axis, name).check(given)
+        return cls(name, tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in sorted(checked.items())))
 
     def to_json(self) -> object:
-        return {"method": self.method, **dict(self.parameters)} if self.parameters else self.method
+        plain = {n: list(v) if isinstance(v, tuple) else v for n, v in self.parameters}
+        return {"method": self.method, **plain} if plain else self.method
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,9 @@ class Plan:
         families = value.get("families", {})
         if not isinstance(families, Mapping):
             raise PlanError(f"families is a dictionary from a family's name to layers, not {families!r}")
+        for family in families:
+            if family not in (known := ["generic", *(entry.name for entry in registered_families())]):
+                raise UnknownName("family", family, known)
         by_family = tuple((family, _read_rules(rules)) for family, rules in families.items())
         return cls(_read_rules(value.get("layers", {})), by_family, min_tokens, name)
 
@@ -174,10 +182,10 @@ class Plan:
     def load(cls, path: str | Path) -> Plan:
         """A plan from a JSON file."""
         try:
-            text = json.loads(Path(path).read_text())
+            text = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read the plan {str(path)!r}: {error.strerror}") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # neither JSON nor text
             raise PlanError(f"the plan {str(path)!r} is not JSON: {error}") from error
         return cls.read(text, name=Path(path).stem)
 

@@ -23,6 +23,9 @@ from vggt_compile.site import AttentionState, Scope, Skip
 AXES = ("scope", "tokens", "keys", "blocks")
 """The order in which the axes act on an attention."""
 
+IDENTITY = {"scope": "global"}
+"""Names that a plan may write where an axis stays as the model has it."""
+
 BUILT_IN = ("vggt_compile.passes", "vggt_compile.families")
 """Packages whose modules register themselves."""
 
@@ -73,9 +76,16 @@ class Method:
 
 
 def _check_type(what: str, value: Any, annotation: Any) -> None:
-    if typing.get_origin(annotation) is Literal:
-        if value not in typing.get_args(annotation):
-            raise UnknownName(f"value for {what}:", value, map(str, typing.get_args(annotation)))
+    kind, of = typing.get_origin(annotation), typing.get_args(annotation)
+    if kind is Literal:
+        if value not in of:
+            raise UnknownName(f"value for {what}:", value, map(str, of))
+        return
+    if kind is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(of):
+            raise PlanError(f"{what} must be a list of {len(of)} values, not {value!r}")
+        for entry, wanted in zip(value, of, strict=True):
+            _check_type(what, entry, wanted)
         return
     wanted = {float: (int, float)}.get(annotation, annotation)
     if annotation is not inspect.Parameter.empty and (
@@ -138,7 +148,8 @@ def family(entry: Family) -> Family:
 def find_method(axis: str, name: str) -> Method:
     _load()
     if (axis, name) not in _methods:
-        raise UnknownName(f"method of axis {axis!r}", name, (n for a, n in _methods if a == axis))
+        known = [n for a, n in _methods if a == axis]
+        raise UnknownName(f"method of axis {axis!r}", name, [*known, IDENTITY[axis]] if axis in IDENTITY else known)
     return _methods[axis, name]
 
 

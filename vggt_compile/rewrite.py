@@ -41,8 +41,8 @@ def rewrite(gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = 
         The report. With a dense plan the graph is left as it is, to the node.
     """
     report = Report(plan=plan.name)
-    for graph, calls in dialect.graphs(gm):
-        _GraphRewrite(graph, plan, calls, guard, report).run()
+    for part in dialect.parts(gm):
+        _GraphRewrite(part, plan, guard, report).run()
     if strict:
         failures = unmet(report, plan)
         if failures:
@@ -75,10 +75,10 @@ def _span(layers: dict) -> str:
 class _GraphRewrite:
     """One graph on its way through the driver."""
 
-    def __init__(self, gm: GraphModule, plan: Plan, calls: int, guard: bool, report: Report) -> None:
-        self.gm, self.plan, self.calls, self.guard, self.report = gm, plan, calls, guard, report
-        self.symbols = Symbols(gm.graph)
-        self.edit = Editor(gm, self.symbols)
+    def __init__(self, part: dialect.Part, plan: Plan, guard: bool, report: Report) -> None:
+        self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
+        self.symbols = Symbols(self.gm.graph)
+        self.edit = Editor(part, self.symbols)
 
     def run(self) -> None:
         if not self.plan.dense:

@@ -20,7 +20,11 @@ def needs_rebuilding(function: FunctionType) -> bool:
 
 
 def rebuilt(function: FunctionType) -> FunctionType | None:
-    """The function in a traceable form; None where `locals()` is asked for more than whether a name is bound."""
+    """The function in a traceable form; None where it cannot be given one.
+
+    That is where `locals()` is asked for more than whether a name is bound, and where the source means something else
+    outside its class or closure.
+    """
     if function.__code__.co_freevars:
         return None
     try:
@@ -34,14 +38,28 @@ def rebuilt(function: FunctionType) -> FunctionType | None:
     names = {node.left.value for node in ast.walk(definition) if _asks(node)}  # type: ignore[attr-defined]
     definition.decorator_list = []
     definition = _Rebind(names).visit(definition)
-    if any(_is_locals(node) for node in ast.walk(definition)):
+    if any(_is_locals(node) or _is_private(node) for node in ast.walk(definition)):
         return None
+    _forget_defaults(definition.args)
     parameters = {arg.arg for arg in ast.walk(definition.args) if isinstance(arg, ast.arg)}
     definition.body[:0] = [_unbound(name) for name in sorted(names - parameters)]
     ast.increment_lineno(ast.fix_missing_locations(tree), function.__code__.co_firstlineno - 1)
     scope: dict[str, FunctionType] = {}
     exec(compile(tree, function.__code__.co_filename, "exec"), function.__globals__, scope)
-    return scope[definition.name]
+    made = scope[definition.name]
+    made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return made
+
+
+def _forget_defaults(arguments: ast.arguments) -> None:
+    """Defaults may name things of the class body, and are objects of the original function anyway."""
+    arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
+    arguments.kw_defaults = [default and ast.Constant(None) for default in arguments.kw_defaults]
+
+
+def _is_private(node: ast.AST) -> bool:
+    """self.__name, which Python spells with the name of the class."""
+    return isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__")
 
 
 def _is_locals(node: ast.AST) -> bool:

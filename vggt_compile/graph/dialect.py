@@ -9,25 +9,41 @@ import math
 import operator
 import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops.wrap import wrap_with_autocast
 from torch.fx import GraphModule, Node
 
 from vggt_compile.site import AttentionCall
 
 aten = torch.ops.aten
 
+
+class Autocast(NamedTuple):
+    """Arguments of torch.autocast, in its order."""
+
+    device: str
+    dtype: torch.dtype | None
+    enabled: bool
+    cache: bool | None
+
+
 _SDPA = {torch._C._nn.scaled_dot_product_attention, F.scaled_dot_product_attention}
 _SDPA_ATEN = {aten.scaled_dot_product_attention.default}
 _MATMUL = {torch.matmul, operator.matmul, torch.bmm, aten.matmul.default, aten.bmm.default, aten.mm.default}
 _SOFTMAX = {torch.softmax, F.softmax, aten.softmax.int, aten._softmax.default}
 _DROPOUT = {F.dropout, torch.dropout, aten.dropout.default}
-_MULTIPLY = {operator.mul, torch.mul, operator.imul, aten.mul.Tensor, aten.mul.Scalar}
-_DIVIDE = {operator.truediv, torch.div, aten.div.Tensor, aten.div.Scalar}
-_TRANSPOSE = {torch.transpose, aten.transpose.int}
+_MULTIPLY = {operator.mul, torch.mul, operator.imul, aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor}
+_DIVIDE = {operator.truediv, torch.div, operator.itruediv, aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor}
+_TRANSPOSE = {torch.transpose, torch.swapaxes, aten.transpose.int}
+_PERMUTE = {torch.permute, aten.permute.default}
+_MT = {aten.mT.default}
+_IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+_IN_PLACE |= {operator.iand, operator.ior, operator.ixor, operator.setitem}
 _PASS_THROUGH = {torch.clone, aten.clone.default, aten.detach.default, aten.alias.default}
 _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
 
@@ -54,16 +70,41 @@ def module_path(node: Node) -> str | None:
     return ".".join(rest[1:] if head in ("L", "G") else [head, *rest])
 
 
-def graphs(gm: GraphModule) -> Iterator[tuple[GraphModule, int]]:
-    """The graph and its sub-graphs (autocast regions, shared regions), each with the number of calls that share it."""
-    yield gm, 1
-    uses: dict[str, int] = {}
+@dataclass(frozen=True)
+class Part:
+    """A graph or one of its sub-graphs, the number of calls that share it, and the autocast regions around it."""
+
+    gm: GraphModule
+    calls: int = 1
+    autocast: tuple[Autocast, ...] = ()
+
+
+def parts(gm: GraphModule) -> Iterator[Part]:
+    """The graph and its sub-graphs: autocast regions of an export, regions that several calls share."""
+    yield Part(gm)
+    uses: dict[str, list[Node]] = {}
     for node in gm.graph.nodes:
         if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), GraphModule):
-            uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
+            uses.setdefault(str(node.target), []).extend(node.users)
     for name, calls in uses.items():
-        for inner, inner_calls in graphs(getattr(gm, name)):
-            yield inner, calls * inner_calls
+        around = autocast_at(calls[0]) if calls else ()
+        if calls and calls[0].target is wrap_with_autocast:
+            around = (*around, Autocast(*calls[0].args[:4]))  # type: ignore[arg-type]
+        for inner in parts(getattr(gm, name)):
+            yield Part(inner.gm, len(calls) * inner.calls, (*around, *inner.autocast))
+
+
+def autocast_at(node: Node) -> tuple[Autocast, ...]:
+    """The autocast regions that the graph opens before a node and closes after it, outermost first."""
+    opened: dict[Node, Autocast] = {}
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        if other.target is torch.amp.autocast_mode._enter_autocast:
+            opened[other] = Autocast(*other.args)
+        elif other.target is torch.amp.autocast_mode._exit_autocast:
+            opened.pop(other.args[0], None)
+    return tuple(opened.values())
 
 
 def attention_call(node: Node) -> AttentionCall | None:
@@ -106,16 +147,29 @@ def softmax_input(node: object) -> Node | None:
 
 def transposed(node: object) -> Node | None:
     """x where the node is x with its last two dimensions exchanged."""
-    if not isinstance(node, Node) or not _calls(node, _TRANSPOSE, ("transpose", "mT", "permute")):
+    if not isinstance(node, Node) or not node.args or not isinstance(source := node.args[0], Node):
         return None
-    source, ndim = node.args[0], getattr(value(node), "ndim", 0)
+    if node.target in _MT or (node.target is getattr and node.args[1] == "mT"):
+        return source
+    ndim = getattr(value(node), "ndim", 0)
     dims: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
-    if not all(isinstance(dim, int) for dim in dims) or not isinstance(source, Node):
+    if not dims or not all(isinstance(dim, int) for dim in dims):
         return None
-    if node.target == "permute":
-        swapped = [*range(ndim - 2), ndim - 1, ndim - 2]
-        return source if [int(dim) % ndim for dim in dims] == swapped else None
-    return source if {int(dim) % ndim for dim in dims} == {ndim - 1, ndim - 2} else None
+    places = [int(dim) % ndim for dim in dims]
+    if _calls(node, _PERMUTE, ("permute",)):
+        return source if places == [*range(ndim - 2), ndim - 1, ndim - 2] else None
+    if _calls(node, _TRANSPOSE, ("transpose", "swapaxes")):
+        return source if set(places) == {ndim - 1, ndim - 2} else None
+    return None
+
+
+def in_place(node: Node) -> bool:
+    """Whether the node changes one of its operands."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
 
 def scaled(node: object) -> tuple[Node, float] | None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._subclasses import FakeTensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.fx.node import map_arg
 
-from vggt_compile.graph.dialect import value, value_key
+from vggt_compile.graph.dialect import Part, autocast_at, value, value_key
 from vggt_compile.graph.symbols import Symbols
 from vggt_compile.site import Size
 
@@ -19,10 +19,11 @@ from vggt_compile.site import Size
 class Editor:
     """Adds calls before one node, each with its fake value and the module path of that node."""
 
-    def __init__(self, gm: GraphModule, symbols: Symbols) -> None:
+    def __init__(self, part: Part, symbols: Symbols) -> None:
         self.symbols = symbols
-        self._graph = gm.graph
-        self._key = value_key(gm.graph)
+        self._graph = part.gm.graph
+        self._around = self._regions = part.autocast
+        self._key = value_key(part.gm.graph)
         self._anchor: Node | None = None
         self._fresh: list[Node] = []
 
@@ -30,6 +31,7 @@ class Editor:
     def before(self, anchor: Node) -> Iterator[Editor]:
         """Within the block, calls go before `anchor`; they are undone if the block raises."""
         self._anchor, self._fresh = anchor, []
+        self._regions = (*self._around, *autocast_at(anchor))
         try:
             yield self
         except BaseException:
@@ -47,12 +49,13 @@ class Editor:
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Add `function(*args, **kwargs)`; arguments may be nodes."""
         assert self._anchor is not None, "an editor works inside `before`"
+        seen = self._fake(function, args, kwargs)
         with self._graph.inserting_before(self._anchor):
             node = self._graph.call_function(function, args, kwargs)
         node.meta = {
             k: v for k, v in self._anchor.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")
         }
-        node.meta[self._key] = self._fake(function, args, kwargs)
+        node.meta[self._key] = seen
         self._fresh.append(node)
         return node
 
@@ -64,7 +67,11 @@ class Editor:
         return self.call(torch.reshape, x, tuple(self.size(s) for s in shape))
 
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        assert self._anchor is not None
         plain_args, plain_kwargs = map_arg((args, kwargs), value)
-        seen = value(self._anchor) if self._anchor is not None else None
-        with seen.fake_mode if isinstance(seen, FakeTensor) else nullcontext():
+        seen = value(self._anchor)
+        with ExitStack() as stack:
+            for region in self._regions:
+                stack.enter_context(torch.autocast(region.device, region.dtype, region.enabled, region.cache))
+            stack.enter_context(seen.fake_mode if isinstance(seen, FakeTensor) else nullcontext())
             return function(*plain_args, **plain_kwargs)

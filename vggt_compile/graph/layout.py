@@ -71,20 +71,24 @@ def _shape(call: AttentionCall, path: str | None, family: Family) -> _Shape:
 
 
 def _trunk(shapes: Sequence[_Shape], symbols: Symbols) -> _Trunk | None:
-    """The frame attention that shares its tokens with an attention over frames; a family's own claim comes first."""
+    """The frame attention that shares its tokens with an attention over frames; a family's own claim comes first.
+
+    Where several do, the one with most tokens: blocks that see special tokens only may match an encoder by coincidence.
+    """
     claimed = [s for s in shapes if s.claim and s.claim[0] == "frame"]
     if claimed:
         return _Trunk(claimed[-1].rows, claimed[-1].tokens)
-    for inner in shapes:
-        for outer in shapes:
-            if outer.tokens == inner.tokens or not equal(
-                times(outer.rows, outer.tokens), times(inner.rows, inner.tokens)
-            ):
-                continue
-            frames = quotient(inner.rows, outer.rows)
-            if frames is not None and hint(frames, symbols) > 1 and hint(inner.tokens, symbols) > 1:
-                return _Trunk(inner.rows, inner.tokens)
-    return None
+    sizes = dict.fromkeys((s.rows, s.tokens) for s in shapes)
+    trunks = [_Trunk(*inner) for inner in sizes for outer in sizes if _same_tokens(inner, outer, symbols)]
+    return max(trunks, key=lambda trunk: hint(trunk.per_frame, symbols), default=None)
+
+
+def _same_tokens(inner: tuple[Size, Size], outer: tuple[Size, Size], symbols: Symbols) -> bool:
+    """Whether `outer` reads the tokens of several rows of `inner` as one row; both are (rows, tokens)."""
+    if inner[1] == outer[1] or not equal(times(*outer), times(*inner)):
+        return False
+    frames = quotient(inner[0], outer[0])
+    return frames is not None and hint(frames, symbols) > 1 and hint(inner[1], symbols) > 1
 
 
 def _site(shape: _Shape, trunk: _Trunk | None, grids: list, family: Family, next_layer: int) -> Site:

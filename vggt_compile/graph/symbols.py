@@ -122,12 +122,14 @@ def _operator(name: str, *, swapped: bool = False) -> Callable[..., _Traced]:
     return apply
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
+for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
     setattr(_Traced, f"__{_name}__", _operator(_name))
     setattr(_Traced, f"__r{_name}__", _operator(_name, swapped=True))
 
 
 def hint(size: Size, symbols: Symbols) -> int:
-    """The size for the inputs that were traced with."""
+    """The size for the inputs that were traced with, 0 where they do not tell it."""
+    if symbols.unknown(size):
+        return 0
     number = symbols.symint(size)
     return number if isinstance(number, int) else int(number.node.hint)
