@@ -28,7 +28,7 @@ DRAWING = """
     export → backend
     dry_run → backend
     backend → breaks recipes rewrite sources families.trace
-    breaks → report families.trace graph
+    breaks → report families.shims graph
     recipes → plan
     rewrite → graph plan report passes.lift_attention ops
     sources → registry
@@ -43,8 +43,10 @@ DRAWING = """
     metrics →
     scenes →
     models →
-    families.trace → families.bound_names
-    families.bound_names →
+    families.trace → families.shims
+    families.shims → families.forms families.rebuild
+    families.forms →
+    families.rebuild →
     site →
     errors →
 """

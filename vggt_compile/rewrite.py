@@ -47,29 +47,38 @@ def rewrite(gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = 
         failures = unmet(report, plan)
         if failures:
             raise NotRewritten(failures)
-    elif report.global_rows:
-        report.notes += [f"the plan names {failure}" for failure in unmet(report, plan) if "no such layer" in failure]
+    elif report.global_rows and (missing := missing_layers(report, plan)):
+        report.notes.append(f"the plan names {missing}")
     return report
 
 
 def unmet(report: Report, plan: Plan) -> list[str]:
     """Layers that the plan names and that were not rewritten, each with its reason."""
-    failures = []
-    by_layer = {row.layer: row for row in report.global_rows}
-    for layers, policy in plan.rules_for(report.family):
-        if policy.dense:
-            continue
-        for layer in sorted(layers.closed() | {n for n in by_layer if n is not None and n in layers}):
-            row = by_layer.get(layer)
-            if row is None:
-                failures.append(f"layer {layer}: no such layer (global layers found: {_span(by_layer)})")
-            elif not row.axes:
-                failures.append(f"layer {layer} ({row.path}): {row.reason}")
-    return failures
+    refused = [
+        f"layer {row.layer} ({row.path}): {row.reason}"
+        for row in report.global_rows
+        if row.layer is not None and not row.axes and not plan.policy(row.layer, report.family).dense
+    ]
+    missing = missing_layers(report, plan)
+    return [missing, *refused] if missing else refused
 
 
-def _span(layers: dict) -> str:
-    return f"{min(layers)}-{max(layers)}" if layers else "none"
+def missing_layers(report: Report, plan: Plan) -> str | None:
+    """A line on the layers that the plan names and the model lacks, None where there are none."""
+    found = {row.layer for row in report.global_rows if row.layer is not None}
+    rules = plan.rules_for(report.family)
+    missing = {layer for layers, policy in rules if not policy.dense for layer in layers.closed()} - found
+    if not missing:
+        return None
+    noun = "layer" if len(missing) == 1 else "layers"
+    return f"{noun} {_spans(missing)}: no such layer (global layers found: {_spans(found) or 'none'})"
+
+
+def _spans(layers: set[int]) -> str:
+    """0, 1, 2, 5 as "0-2,5"."""
+    starts = sorted(layer for layer in layers if layer - 1 not in layers)
+    ends = sorted(layer for layer in layers if layer + 1 not in layers)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 class _GraphRewrite:

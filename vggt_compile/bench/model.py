@@ -6,7 +6,6 @@ runs one variant after the other in new processes on those caches, so that nothi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from vggt_compile.errors import BadInput
+
+PHASES = ("cold", "warm")
 COMPILED = ("compile", "dense", "g2f")
+VARIANTS = ("eager", *COMPILED)
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,6 @@ class Settings:
 
     def repeats(self) -> dict[str, int]:
         return {str(n): 7 if n <= 32 else 3 if n <= 100 else 1 for n in self.frames}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of this benchmark."""
-    parser = argparse.ArgumentParser(prog="vggt_compile.bench.model", description=__doc__)
-    parser.add_argument("phase", choices=("cold", "warm"))
-    parser.add_argument("--upstream", default="", help="checkout of VGGT; without it the model written here is used")
-    parser.add_argument("--work", type=Path, required=True, help="folder for caches and raw results")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="where JSON and table go")
-    parser.add_argument("--variants", nargs="+", default=["eager", *COMPILED], choices=("eager", *COMPILED))
-    parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames))
-    arguments = parser.parse_args(argv)
-    settings = Settings(arguments.upstream, tuple(arguments.frames))
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    run_phase(arguments.phase, arguments.variants, settings, arguments.work)
-    write(settings, arguments.work, arguments.out)
-    return 0
 
 
 def run_phase(phase: str, variants: Sequence[str], settings: Settings, work: Path) -> None:
@@ -76,20 +62,22 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
 
 def finish(process: subprocess.Popen[bytes]) -> None:
     if process.wait():
-        raise SystemExit(f"benchmark worker failed with code {process.returncode}: {process.args!r}")
+        raise BadInput(f"the benchmark of {process.args!r} failed with code {process.returncode}; its errors are above")
 
 
-def write(settings: Settings, work: Path, out: Path) -> None:
-    """JSON with everything and the table made from it."""
-    rows = {phase: read(work, phase) for phase in ("cold", "warm")}
+def write(settings: Settings, work: Path, out: Path) -> str:
+    """JSON with everything and the page made from it, which is returned."""
+    rows = {phase: read(work, phase) for phase in PHASES}
     machine = versions()
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.json").write_text(json.dumps({"machine": machine, "settings": asdict(settings), **rows}, indent=2))
-    (out / "model.md").write_text(page(machine, settings, rows))
+    text = page(machine, settings, rows)
+    (out / "model.md").write_text(text)
+    return text
 
 
 def read(work: Path, phase: str) -> list[dict[str, Any]]:
-    files = [work / f"{phase}-{name}.jsonl" for name in ("eager", *COMPILED)]
+    files = [work / f"{phase}-{name}.jsonl" for name in VARIANTS]
     return [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
 
 
@@ -172,7 +160,3 @@ def deviation_table(rows: list[dict[str, Any]]) -> str:
     ]
     headers = ("variant", "frames", "camera", "depth", "points")
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
