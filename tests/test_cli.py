@@ -347,7 +347,7 @@ def test_explain_json_under_autocast_and_symbolic_sizes(capsys):
     assert [row["path"] for row in rewritten] == ["decoder.1.attn", "decoder.3.attn"]
     assert {row["dtype"] for row in rewritten} == {"bfloat16"}
     assert found["dynamic"]
-    assert found["unmet"][0].startswith("layer 2: no such layer")
+    assert found["unmet"][0].startswith("layers 2-9: no such layer")
 
 
 def test_explain_strict_fails_on_a_layer_that_is_missing(capsys):
