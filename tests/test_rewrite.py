@@ -292,7 +292,9 @@ def test_strict_raises_where_nothing_matches() -> None:
     plan = {"layers": {"0-1": {"scope": "frame"}}}
     raises_through_dynamo(NotRewritten, "layers 0-1: no such layer", model, scene(), Capture(plan=plan, strict=True))
     model = nn.Sequential(nn.Linear(16, 16))
-    raises_through_dynamo(NotRewritten, "layers 0-1: no such", model, torch.ones(1, 16), Capture(plan=plan, strict=True))
+    raises_through_dynamo(
+        NotRewritten, "layers 0-1: no such", model, torch.ones(1, 16), Capture(plan=plan, strict=True)
+    )
 
 
 def test_strict_raises_for_every_layer_when_none_is_found() -> None:

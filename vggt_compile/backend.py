@@ -89,6 +89,7 @@ def vggt_sparse(
 
 def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     """Rewrite one graph of Dynamo's; log, trace and publish its report."""
+    _listen()
     late = trace.arm()
     before = gm.print_readable(print_output=False)
     strict = options.strict and not breaks.is_fragment(gm)
@@ -114,9 +115,16 @@ def _emit(name: str, encoding: str, payload: object) -> None:
     trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=lambda: text)
 
 
-trace.arm()
-
-
-@torch._dynamo.callback.on_compile_start
 def _arm_what_was_imported_since(_: object) -> None:
     trace.arm()
+
+
+def _listen() -> None:
+    """Arm new classes at every compile start. `torch._dynamo.reset()` forgets callbacks, so each compile asks again."""
+    handler = torch._dynamo.callback_handler
+    if _arm_what_was_imported_since not in handler.start_callbacks:
+        handler.register_start_callback(_arm_what_was_imported_since)
+
+
+trace.arm()
+_listen()

@@ -68,10 +68,10 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def write(settings: Settings, work: Path, out: Path) -> str:
     """JSON with everything and the page made from it, which is returned."""
     rows = {phase: read(work, phase) for phase in PHASES}
-    machine = versions()
+    record = {"machine": versions(), "settings": asdict(settings), **rows}
+    text = page(record)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "model.json").write_text(json.dumps({"machine": machine, "settings": asdict(settings), **rows}, indent=2))
-    text = page(machine, settings, rows)
+    (out / "model.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "model.md").write_text(text)
     return text
 
@@ -97,10 +97,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def page(machine: dict[str, str], settings: Settings, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The Markdown page: what was run, seconds and memory, compile times, deviation."""
-    source = "unmodified upstream VGGT-1B" if settings.upstream else "VGGT-1B as written here"
-    height, width = settings.size
+def page(record: dict[str, Any]) -> str:
+    """The Markdown page of a record: what was run, seconds and memory, compile times, deviation, notes by hand."""
+    machine, settings, rows = record["machine"], record["settings"], {phase: record[phase] for phase in PHASES}
+    source = "unmodified upstream VGGT-1B" if settings["upstream"] else "VGGT-1B as written here"
+    height, width = settings["size"]
     setting = ", ".join(f"{name} {value}" for name, value in machine.items())
     return "\n".join(
         [
@@ -120,6 +121,7 @@ def page(machine: dict[str, str], settings: Settings, rows: dict[str, list[dict[
             "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
             "untrained weights, which says nothing about trained ones.\n",
             deviation_table(rows["warm"]),
+            *(f"\n{note}" for note in record.get("notes", ())),
             "",
         ]
     )

@@ -1,0 +1,61 @@
+"""The benchmark page is what its JSON makes it, and the command says what it needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggt_compile.__main__ import main
+from vggt_compile.bench.model import Settings, page, read
+
+BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+
+def test_the_committed_page_is_made_from_the_committed_record():
+    assert (BENCHMARKS / "model.md").read_text() == page(json.loads((BENCHMARKS / "model.json").read_text()))
+
+
+def test_a_run_out_of_memory_has_its_row_and_no_speed():
+    rows = {
+        "cold": [],
+        "warm": [
+            {"variant": "eager", "frames": 8, "warm_s": 2.0, "peak_gib": 3.0, "graphs": 0, "deviation": None},
+            {
+                "variant": "dense",
+                "frames": 8,
+                "warm_s": 1.0,
+                "peak_gib": 1.5,
+                "graphs": 1,
+                "deviation": {"depth": 1e-3},
+            },
+            {"variant": "g2f", "frames": 8, "out_of_memory": True, "graphs": 1},
+        ],
+    }
+    text = page({"machine": {"gpu": "none"}, "settings": {"upstream": "", "size": [28, 42]}, **rows})
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 8")]
+    assert cells[0][:5] == ["8", "eager", "2.000", "1.00×", "3.0"]
+    assert cells[1][:5] == ["8", "dense", "1.000", "2.00×", "1.5"]
+    assert cells[2][:3] == ["8", "g2f", "out of memory"]
+
+
+def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):
+    for name in ("g2f", "eager"):
+        (tmp_path / f"warm-{name}.jsonl").write_text(json.dumps({"variant": name}) + "\n")
+    assert [row["variant"] for row in read(tmp_path, "warm")] == ["eager", "g2f"]
+    assert read(tmp_path, "cold") == []
+
+
+def test_long_runs_are_repeated_less():
+    repeats = Settings("", frames=(8, 100, 300)).repeats()
+    assert repeats["8"] > repeats["100"] > repeats["300"] >= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_command_says_so(capsys):
+    assert main(["bench"]) == 1
+    assert capsys.readouterr().err == (
+        "vggt_compile: error: bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing\n"
+    )
