@@ -23,6 +23,7 @@ from lookalikes import (
     SwappedRotary,
     TableRotary,
     Talks,
+    TalksToCuda,
     Trunk,
 )
 from torch import Tensor, nn
@@ -33,7 +34,13 @@ from vggt_compile.families import forms, shims, trace
 from vggt_compile.families.rebuild import rebuilt
 
 CPU = torch.device("cpu")
-CLASSES = {TableRotary: "forward", Positions: "__call__", Head: "forward", AsksForLocals: "forward"}
+CLASSES = {
+    TableRotary: "forward",
+    Positions: "__call__",
+    Head: "forward",
+    AsksForLocals: "forward",
+    TalksToCuda: "forward",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -285,6 +292,25 @@ def test_a_question_to_locals_is_answered_in_one_graph(double: bool) -> None:
     out, count = graphs(model, x, double)
     assert count == 1
     assert torch.equal(out, original(AsksForLocals, "forward")(model, x, double))
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_cuda_hints_and_capability_queries_are_not_in_the_traceable_form(
+    supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    form = rebuilt(original(TalksToCuda, "forward"))
+    assert form is not None
+    assert {"synchronize", "empty_cache", "is_bf16_supported"}.isdisjoint(form.__code__.co_names)
+    out = form(TalksToCuda(), torch.ones(2))
+    assert torch.equal(out, original(TalksToCuda, "forward")(TalksToCuda(), torch.ones(2)))
+    assert out.dtype == (torch.bfloat16 if supported else torch.float16)
+
+
+def test_a_model_that_talks_to_cuda_is_one_graph() -> None:
+    out, count = graphs(TalksToCuda(), torch.ones(2))
+    assert count == 1
+    assert torch.equal(out, TalksToCuda()(torch.ones(2)))
 
 
 def bound_once(flag: bool) -> list:

@@ -2,7 +2,8 @@
 
 `"x" in locals()` asks whether a name is bound: the names in question start as `...`, a `del` of one makes it `...`
 again, and the question becomes `x is not ...`. `torch.cuda.synchronize()` and `torch.cuda.empty_cache()` change no
-value and are left out; inside a loop they would make Dynamo give up the whole function.
+value and are left out; inside a loop they would make Dynamo give up the whole function. What
+`torch.cuda.is_bf16_supported()` answers is a fact of the machine, and stands there as a constant.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import inspect
 import textwrap
 from types import FunctionType
 
-_HINTS = {"synchronize", "empty_cache"}
+import torch
+
+_HINTS = {"torch.cuda.synchronize", "torch.cuda.empty_cache"}
+_CAPABILITY = "torch.cuda.is_bf16_supported"
 
 
 def needs_rebuilding(function: FunctionType) -> bool:
-    return not {"locals", *_HINTS}.isdisjoint(function.__code__.co_names)
+    told_by = {"locals", *(name.rpartition(".")[2] for name in (*_HINTS, _CAPABILITY))}
+    return not told_by.isdisjoint(function.__code__.co_names)
 
 
 def rebuilt(function: FunctionType) -> FunctionType | None:
@@ -79,7 +84,7 @@ def _asks(node: ast.AST) -> bool:
 
 
 def _is_cuda_hint(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.cuda.{name}" for name in _HINTS}
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in _HINTS
 
 
 def _unbound(name: str) -> ast.Assign:
@@ -96,6 +101,11 @@ class _Rebind(ast.NodeTransformer):
         bound = isinstance(node.ops[0], ast.In)
         name = ast.Name(node.left.value, ast.Load())  # type: ignore[attr-defined]
         return ast.Compare(name, [ast.IsNot() if bound else ast.Is()], [ast.Constant(...)])
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if ast.unparse(node.func) == _CAPABILITY and not node.args and not node.keywords:
+            return ast.Constant(torch.cuda.is_bf16_supported())
+        return self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         return ast.Pass() if _is_cuda_hint(node.value) else self.generic_visit(node)

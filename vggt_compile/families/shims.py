@@ -169,7 +169,7 @@ def _few_passes(cls: type) -> Shim:
 def _rebuilt(cls: type, method: str, function: FunctionType) -> Iterator[Shim]:
     form = rebuilt(function)
     if form is not None:
-        yield Shim(cls, method, function, form, "names bound without locals(), no hints to the allocator")
+        yield Shim(cls, method, function, form, "rebuilt without locals(), CUDA hints and capability queries")
 
 
 def _printing_loggers(cls: type) -> list[type]:
