@@ -17,6 +17,7 @@ from harness import FRAME, Capture, exported, in_frames, nodes, run, swapped
 from numerics import assert_as_accurate
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_reports, explain, registry, vggt_sparse
 from vggt_compile.errors import NotRewritten, RewriteBug
@@ -178,6 +179,16 @@ def test_every_site_keeps_its_dtype(
         hand = model(x)
     trunk.double()
     assert_as_accurate(out, hand, by_hand(trunk, x.double(), alternating.sdpa))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_new_nodes_do_not_keep_a_graph_out_of_the_cache(dynamic: bool) -> None:
+    capture = Capture()
+    with outer_bf16():
+        run(build(Spec(core=wide_queries)), scene(), capture=capture, dynamic=dynamic)
+    assert len(capture.report.rewritten) == 2
+    for node in capture.graphs[0].graph.nodes:
+        check_node_safe(node)  # raises for what AOTAutograd would not cache
 
 
 @pytest.mark.parametrize("plan", ["dense", {}, {"layers": {"*": {"scope": "global"}}}])

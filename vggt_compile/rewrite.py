@@ -193,7 +193,7 @@ class _GraphRewrite:
 
     def _as_output_dtype(self, x: Node, dtype: torch.dtype) -> Node:
         """Under autocast q and k may be wider than the attention's output; ask for what the model computes in."""
-        return x if dialect.value(x).dtype == dtype else self.edit.call(torch.Tensor.to, x, dtype)
+        return x if dialect.value(x).dtype == dtype else self.edit.call(torch.ops.aten.to.dtype, x, dtype)
 
     def _verify(self, site: Site, out: Node) -> None:
         old, new = dialect.value(site.call.node), dialect.value(out)
