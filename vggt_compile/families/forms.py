@@ -45,7 +45,7 @@ def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, star
 
     A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here
     one graph serves all counts below `FEW_FRAMES` and one all others. A pass of 300 frames of 392×518 in VGGT-1B holds
-    75 of them, about 23 GiB: less than what the model in one graph saves by not keeping 20 of its 24 layers.
+    75 of them, about 23 GiB by the sizes of its activations (not measured), against 20 of 24 layers no longer kept.
     """
     frames = images.shape[1]
     if chunk is None or frames < FEW_FRAMES:
