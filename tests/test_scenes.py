@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vggt_compile.scenes import KINDS, TEXTURES, TRAJECTORIES, Scene, overlap, project, render, trace, unproject
+from vggt_compile.scenes import KINDS, RIG, TEXTURES, TRAJECTORIES, Scene, overlap, project, render, trace, unproject
 from vggt_compile.scenes.dice import Dice
 from vggt_compile.scenes.layout import sample
 from vggt_compile.scenes.textures import pulse
@@ -139,14 +139,64 @@ def test_cameras_are_level_rigid_and_in_free_space(seed, trajectory, kind):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("trajectory", "least"), [("walk", 0.8), ("orbit", 0.5), ("wide", 0.2)])
+@pytest.mark.parametrize(("trajectory", "least"), [("video", 0.8), ("orbit", 0.5), ("wide", 0.15), ("rooms", 0.35)])
 def test_views_overlap(trajectory, least, kind):
     assert neighbours(render(range(8), 5, SMALL, trajectory, kind)) > least
 
 
-def test_a_longer_walk_begins_with_the_shorter_one():
-    short, long = (render(5, frames, (4, 4), "walk") for frames in (3, 6))
+def test_a_longer_video_begins_with_the_shorter_one():
+    short, long = (render(5, frames, (4, 4), "video") for frames in (3, 6))
     torch.testing.assert_close(long.extrinsics[:, :3], short.extrinsics, rtol=0, atol=1e-6)
+
+
+def poses(views):
+    """Camera-to-world [B, S, 4, 4]."""
+    last = views.extrinsics.new_tensor([0, 0, 0, 1]).expand(*views.extrinsics.shape[:2], 1, 4)
+    return torch.linalg.inv(torch.cat([views.extrinsics, last], -2))
+
+
+@laws
+@given(seeds, st.integers(1, 19), st.sampled_from(sorted(KINDS)))
+def test_the_cameras_of_a_rig_keep_their_places_on_it(seed, frames, kind):
+    world = poses(render(seed, frames, (1, 1), "rig", kind, dtype=torch.float64))[0]
+    mounts = [torch.linalg.inv(time[:1]) @ time for time in world.split(RIG)]
+    for mount in mounts:
+        torch.testing.assert_close(mount, mounts[0][: len(mount)], rtol=0, atol=1e-12)
+
+
+def test_a_rig_moves_and_its_cameras_look_different_ways():
+    world = poses(render(range(4), 3 * RIG, (1, 1), "rig"))
+    assert (world[:, RIG:, :3, 3] - world[:, :-RIG, :3, 3]).norm(dim=-1).min() > 0.01
+    forward = world[:, :RIG, :3, 2]
+    assert ((forward[:, 1:] * forward[:, :-1]).sum(-1)).max() < 0.95
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_far_frames_of_rooms_share_little_and_those_of_a_video_much(kind):
+    far = lambda trajectory: overlap(render(range(6), 9, SMALL, trajectory, kind))[:, 0, 8].mean()  # noqa: E731
+    assert far("rooms") < 0.02
+    assert far("video") > 0.3
+
+
+def angles(views):
+    """Degrees between frames next to each other, seen from the room's axis [B, S − 1]."""
+    eye = poses(views)[..., :2, 3]
+    angle = torch.atan2(eye[..., 1], eye[..., 0])
+    return torch.rad2deg(((angle.diff(dim=-1) + torch.pi) % (2 * torch.pi) - torch.pi).abs())
+
+
+@pytest.mark.parametrize("trajectory", ["orbit", "video", "rooms"])
+def test_pace_is_degrees_a_frame(trajectory):
+    turned = angles(render(range(6), 5, (1, 1), trajectory, "objects", pace=(3, 4), dtype=torch.float64))
+    torch.testing.assert_close(turned, turned[:, :1].expand_as(turned), rtol=0, atol=1e-9)
+    assert turned.min() >= 3
+    assert turned.max() < 4
+
+
+def test_videos_differ_in_pace():
+    turned = angles(render(range(20), 2, (1, 1), "video", "objects"))
+    assert turned.min() < 2
+    assert turned.max() > 5
 
 
 def test_an_orbit_of_many_frames_closes():
@@ -156,7 +206,7 @@ def test_an_orbit_of_many_frames_closes():
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_scene():
-    first, again, other = (render(seed, 2, SMALL, "walk") for seed in (11, 11, 12))
+    first, again, other = (render(seed, 2, SMALL, "video") for seed in (11, 11, 12))
     assert same(first, again)
     assert (first.images - other.images).abs().mean() > 0.05
 
@@ -238,6 +288,7 @@ def test_empty_rooms_and_single_pixels_render():
         ({"seed": 2**32}, "outside 0"),
         ({"dtype": torch.bfloat16}, "cannot hold exact geometry"),
         ({"fov": (90, 60)}, "fov"),
+        ({"pace": (3, 2)}, "pace must be an increasing range of degrees a frame inside 0"),
         ({"objects": -1}, "objects"),
     ],
 )

@@ -1,13 +1,13 @@
 """Procedural multi-view scenes whose images, depth, cameras and world points agree exactly, because one ray gives all.
 
-    views = render(seed=[0, 1, 2], frames=8, size=(224, 224), trajectory="walk", kind="indoor", device="cuda")
+    views = render(seed=[0, 1, 2], frames=8, size=(224, 224), trajectory="video", kind="indoor", device="cuda")
     views.images         # [3, 8, 3, 224, 224] in [0, 1]
     overlap(views)       # [3, 8, 8] what frame i shares with frame j
 
 To add a texture, a trajectory or a kind of scene, write one function under `@texture`, `@trajectory` or `@kind`.
 """
 
-from vggt_compile.scenes.cameras import TRAJECTORIES, trajectory
+from vggt_compile.scenes.cameras import RIG, TRAJECTORIES, trajectory
 from vggt_compile.scenes.layout import KINDS, Scene, kind
 from vggt_compile.scenes.render import render
 from vggt_compile.scenes.textures import TEXTURES, texture
@@ -16,6 +16,7 @@ from vggt_compile.scenes.views import Views, overlap, project, unproject
 
 __all__ = [
     "KINDS",
+    "RIG",
     "TEXTURES",
     "TRAJECTORIES",
     "Hit",

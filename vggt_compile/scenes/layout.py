@@ -155,6 +155,49 @@ def objects(dice: Dice, objects: int) -> Solids:
     return Solids((parts[0], parts[1], parts[2]), spheres, region, (0.4, 1.2))
 
 
+@kind
+def rooms(dice: Dice, objects: int) -> Solids:
+    """Four furnished rooms around a pillar, each joined to the next by a doorway that the cameras' ring leads through.
+
+    Two crossed walls end short of the ring, four stubs go on from it to the outer walls, and two beams lie over the
+    doorways. Beams are thicker than walls, so that no two faces lie in one plane.
+    """
+    centre, half = room(dice, (4.0, 5.5), (2.6, 3.4))
+    zeros = torch.zeros(len(half), 1, dtype=half.dtype)
+    ring = torch.tensor([0.5, 0.72], dtype=half.dtype).expand(len(half), 2)
+    inner, outer = ring[:, :1] * dice.uniform(0.3, 0.9, 1), ring[:, 1:] * 1.1
+    thick, door = dice.uniform(0.04, 0.1, 1), dice.uniform(2.15, 2.35, 1)
+    partitions = [
+        upright(half, axis, low * half[:, axis, None], high * half[:, axis, None], bottom, thick + extra)
+        for axis in (0, 1)
+        for low, high, bottom, extra in (
+            (-inner, inner, zeros, 0.0),
+            (-zeros - 1, -outer, zeros, 0.0),
+            (outer, zeros + 1, zeros, 0.0),
+            (zeros - 1, zeros + 1, door, 0.02),
+        )
+    ]
+    walls, low = objects // 3, objects - objects // 3
+    place = spread(dice, low, 0.15, 0.62) * half[:, None, :2]
+    boxes = standing(dice, place[:, : (low + 1) // 2], zeros, (0.15, 0.4), (0.25, 1.0))
+    spheres = balls(dice, place[:, (low + 1) // 2 :], zeros, (0.15, 0.45), boxes, zeros + 1.15)
+    height = torch.cat([zeros + 1.3, zeros + 1.9], -1)
+    region = Region(torch.cat([zeros, zeros, zeros + 0.9], -1), half[:, :2], ring, height)
+    groups = [(centre[:, None], half[:, None], zeros), *partitions, furniture(dice, walls, half), boxes]
+    parts = [torch.cat(three, 1) for three in zip(*groups, strict=True)]
+    return Solids((parts[0], parts[1], parts[2]), spheres, region, (0.25, 0.9))
+
+
+def upright(half: Tensor, axis: int, low: Tensor, high: Tensor, bottom: Tensor, thick: Tensor) -> tuple:
+    """A wall (centre, half, yaw) in the plane through the room's axis along x or y: low to high, bottom to ceiling."""
+    zeros, top = torch.zeros_like(low), 2 * half[:, 2:]
+    middle, length = (low + high) / 2, (high - low) / 2
+    centre = [middle, zeros] if axis == 0 else [zeros, middle]
+    size = [length, thick] if axis == 0 else [thick, length]
+    height = [(bottom + top) / 2, (top - bottom) / 2]
+    return torch.stack([*centre, height[0]], -1), torch.stack([*size, height[1]], -1), zeros
+
+
 def paint(dice: Dice, count: int, textures: Sequence[str], cell: tuple[float, float]) -> dict[str, Tensor]:
     """Materials [B, 6 + count]: pale room, vivid objects; the second colour is lighter or darker, near in hue."""
     faces = torch.arange(FACES + count) < FACES

@@ -9,7 +9,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from vggt_compile.scenes.cameras import TRAJECTORIES, look_at, pinhole
+from vggt_compile.scenes.cameras import TRAJECTORIES, Pace, look_at, pinhole
 from vggt_compile.scenes.dice import Dice, checked_seeds, pick
 from vggt_compile.scenes.layout import Scene, sample
 from vggt_compile.scenes.textures import TEXTURES, Patch, blend, fbm
@@ -106,6 +106,7 @@ def render(
     *,
     objects: int = 9,
     fov: tuple[float, float] = (60.0, 80.0),
+    pace: Pace = None,
     textures: Sequence[str] | None = None,
     shadows: bool = True,
     chunk: int | None = None,
@@ -113,8 +114,11 @@ def render(
 ) -> Views:
     """Render one scene for each seed, `frames` views of `size` = (height, width) pixels each.
 
-    trajectory: "orbit", "walk" or "wide"; kind: "indoor" or "objects". dtype: float32 or float64 for all five tensors.
+    trajectory: "orbit", "video", "wide", "rig" or "rooms"; kind: "indoor", "objects" or "rooms".
+    dtype: float32 or float64 for all five tensors.
     objects: boxes and spheres in a scene. fov: range in degrees along the longer side, one value for each scene.
+    pace: range in degrees that a camera moves around the scene a frame (a rig: a time step), one value for each scene;
+    by default the trajectory's own.
     textures: names to draw from, all by default. chunk: rays in flight, by default what suits the device.
     compile: fuse with torch.compile (a minute or two for the first call of a shape; equal up to rounding).
 
@@ -122,12 +126,12 @@ def render(
     Raises ValueError for an unknown name, saying the nearest valid one, and for sizes and counts out of range.
     """
     seeds, names = checked_seeds(seed), tuple(TEXTURES if textures is None else textures)
-    walk = pick(TRAJECTORIES, trajectory, "trajectory")
-    check(frames, size, dtype, objects, fov, names, chunk)
+    path = pick(TRAJECTORIES, trajectory, "trajectory")
+    check(frames, size, dtype, objects, fov, pace, names, chunk)
     scene, region = sample(seeds, kind, objects, names)
     dice = Dice(seeds, "cameras")
     intrinsics = pinhole(dice, fov, frames, size).to(device, dtype)
-    extrinsics = look_at(*walk(dice, region, frames)).to(device, dtype)
+    extrinsics = look_at(*path(dice, region, frames, pace)).to(device, dtype)
 
     def per_view(tensor: Tensor) -> Tensor:
         tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -143,7 +147,7 @@ def render(
 
 
 def check(
-    frames: int, size: tuple, dtype: torch.dtype, objects: int, fov: tuple, names: tuple, chunk: int | None
+    frames: int, size: tuple, dtype: torch.dtype, objects: int, fov: tuple, pace: Pace, names: tuple, chunk: int | None
 ) -> None:
     """ValueError for the first argument out of range."""
     if frames < 1 or len(size) != 2 or min(size) < 1:
@@ -154,3 +158,5 @@ def check(
         raise ValueError(f"need objects ≥ 0, one texture, chunk ≥ 1; got objects={objects}, {names=}, chunk={chunk}")
     if not 0 < fov[0] <= fov[1] < 180 or not math.isfinite(sum(fov)):
         raise ValueError(f"fov must be an increasing range of degrees inside 0 … 180, got {fov}")
+    if pace is not None and not 0 <= pace[0] <= pace[1] <= 180:
+        raise ValueError(f"pace must be an increasing range of degrees a frame inside 0 … 180, got {pace}")
