@@ -7,7 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vggt_compile.scenes import KINDS, RIG, TEXTURES, TRAJECTORIES, Scene, overlap, project, render, trace, unproject
+from vggt_compile.scenes import (
+    HELD_OUT_SEEDS,
+    KINDS,
+    RIG,
+    TEXTURES,
+    TRAINING_SEEDS,
+    TRAJECTORIES,
+    Scene,
+    overlap,
+    project,
+    render,
+    trace,
+    unproject,
+)
 from vggt_compile.scenes.dice import Dice
 from vggt_compile.scenes.layout import sample
 from vggt_compile.scenes.textures import pulse
@@ -226,6 +239,22 @@ def test_a_scene_does_not_depend_on_the_batch_around_it(batch, kind):
 def test_seeds_do_not_share_streams():
     draws = torch.cat([Dice([seed], purpose).uniform(0, 1, 4) for seed in range(20) for purpose in ("layout", "light")])
     assert len(draws.unique(dim=0)) == 40
+
+
+def test_numbers_of_a_stream_are_even_and_streams_unrelated():
+    draws = Dice(range(1000), "layout").uniform(0, 1, 200)
+    deviation = 12**-0.5
+    assert (draws.mean(0) - 0.5).abs().max() < 5 * deviation * 1000**-0.5
+    assert draws.std() == pytest.approx(deviation, rel=0.01)
+    for rows in (draws[:100], draws.T[:100]):
+        assert (torch.corrcoef(rows) - torch.eye(100)).abs().max() < 6 * rows.shape[1] ** -0.5
+
+
+def test_held_out_seeds_are_valid_and_apart_from_those_of_training():
+    assert not set(HELD_OUT_SEEDS[:: 2**20]) & set(TRAINING_SEEDS[:: 2**20])
+    assert TRAINING_SEEDS[-1] < HELD_OUT_SEEDS[0]
+    assert len(TRAINING_SEEDS) + len(HELD_OUT_SEEDS) == 2**32
+    render(HELD_OUT_SEEDS[-1], 1, (1, 1))
 
 
 def test_chunks_do_not_show():
