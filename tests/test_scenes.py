@@ -1,5 +1,7 @@
 """Scenes: the geometry is exact, a seed is a scene, and the pictures show something."""
 
+import itertools
+import math
 import time
 
 import pytest
@@ -14,6 +16,7 @@ from vggt_compile.scenes import (
     TEXTURES,
     TRAINING_SEEDS,
     TRAJECTORIES,
+    Difficulty,
     Scene,
     overlap,
     project,
@@ -70,7 +73,7 @@ def test_double_precision_is_the_same_scene_and_tightens_the_agreement():
 @pytest.mark.parametrize("trajectory", sorted(TRAJECTORIES))
 def test_frames_agree_on_what_is_visible(trajectory, kind):
     views = render(1, 2, (84, 112), trajectory, kind, dtype=torch.float64)
-    scene, _ = sample([1], kind, 9, list(TEXTURES))
+    scene, _ = sample([1], kind, Difficulty(), list(TEXTURES))
     rotation, translation = views.extrinsics[0, 1].split([3, 1], -1)
     eye = -(rotation.mT @ translation)[:, None]
     points = views.world_points[0, 0].flatten(0, 1).T[:, None]
@@ -97,6 +100,7 @@ def hand_made(**changes):
         "colours": torch.ones(1, 8, 6, dtype=torch.float64),
         "lamp": row(0, 0, 3.5),
         "light": row(0.5, 0.5, 1, 1, 1),
+        "gain": row(1, 1, 1),
     }
     return Scene(**(scene | changes))
 
@@ -138,7 +142,7 @@ def test_cameras_are_level_rigid_and_in_free_space(seed, trajectory, kind):
     assert rotation[:, 0, 2].abs().max() < 1e-12  # x stays horizontal
     assert rotation[:, 1, 2].max() < -0.2  # y points down
     eye = -(rotation.mT @ views.extrinsics[0, ..., 3:])[..., 0]
-    scene, _ = sample([seed], kind, 9, list(TEXTURES))
+    scene, _ = sample([seed], kind, Difficulty(), list(TEXTURES))
     reach = scene.half[0, 0] - (eye - scene.centre[0, 0]).abs()
     assert reach.min() > 0.1
     for k in range(1, scene.centre.shape[1]):
@@ -267,7 +271,7 @@ def test_chunks_do_not_show():
 
 @pytest.mark.parametrize("name", sorted(TEXTURES))
 def test_each_texture_shows(name):
-    images = render([1, 2], 1, (60, 60), textures=[name], objects=4).images
+    images = render([1, 2], 1, (60, 60), textures=[name], difficulty=Difficulty(objects=4)).images
     assert images.isfinite().all()
     assert images.min() >= 0
     assert images.max() <= 1
@@ -299,8 +303,10 @@ def test_a_pulse_averaged_over_whole_periods_is_its_duty(x, width, duty):
 
 
 def test_empty_rooms_and_single_pixels_render():
-    assert render(0, 1, (1, 1), objects=0).depth.item() > 0
-    assert render(0, 1, (1, 9), kind="objects", objects=0, textures=["bricks"]).images.shape == (1, 1, 3, 1, 9)
+    for kind, count in itertools.product(KINDS, (0, 1)):
+        views = render(0, 1, (1, 9), kind=kind, difficulty=Difficulty(objects=count), textures=["bricks"])
+        assert views.images.shape == (1, 1, 3, 1, 9)
+    assert render(0, 1, (1, 1), difficulty=Difficulty(objects=0)).depth.item() > 0
 
 
 @pytest.mark.parametrize(
@@ -318,12 +324,77 @@ def test_empty_rooms_and_single_pixels_render():
         ({"dtype": torch.bfloat16}, "cannot hold exact geometry"),
         ({"fov": (90, 60)}, "fov"),
         ({"pace": (3, 2)}, "pace must be an increasing range of degrees a frame inside 0"),
-        ({"objects": -1}, "objects"),
+        ({"difficulty": "harder"}, "unknown difficulty 'harder'; did you mean 'hard'"),
     ],
 )
 def test_errors_say_what_is_valid(arguments, message):
     with pytest.raises(ValueError, match=message):
         render(**({"seed": 0, "frames": 1, "size": (2, 2)} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("knob", "message"),
+    [
+        ({"objects": -1}, "objects must be at least 0, got -1"),
+        ({"scale": (2, 1)}, "scale must be an increasing range of positive factors"),
+        ({"scale": (0, 1)}, "scale must be an increasing range of positive factors"),
+        ({"flat": 1.5}, "flat must lie in 0 … 1, got 1.5"),
+        ({"repeated": -0.1}, "repeated must lie in 0 … 1"),
+        ({"light_change": 2}, "light_change must lie in 0 … 1"),
+        ({"fov_jitter": float("nan")}, "fov_jitter must lie in 0 … 1"),
+    ],
+)
+def test_knobs_name_their_range(knob, message):
+    with pytest.raises(ValueError, match=message):
+        Difficulty(**knob)
+
+
+@laws
+@given(seeds, st.sampled_from(sorted(TRAJECTORIES)), st.floats(0.1, 1))
+def test_a_change_of_light_leaves_depth_and_cameras_as_they_are(seed, trajectory, change):
+    steady, changed = (
+        render(seed, 3, (12, 16), trajectory, difficulty=Difficulty(light_change=c)) for c in (0.0, change)
+    )
+    for name in ("depth", "world_points", "intrinsics", "extrinsics"):
+        assert torch.equal(getattr(steady, name), getattr(changed, name))
+    assert (steady.images - changed.images).abs().mean() > 0.01 * change
+    assert 0 <= changed.images.min() <= changed.images.max() <= 1
+
+
+def test_light_changes_between_the_views_of_a_scene():
+    still = render(range(6), 3, SMALL, "video", pace=(0, 0), difficulty=Difficulty(light_change=1))
+    assert (still.images.mean((2, 3, 4)).std(1)).min() > 0.01
+
+
+@laws
+@given(seeds, st.floats(0, 1))
+def test_focal_lengths_of_a_scene_differ_as_much_as_the_knob_says(seed, jitter):
+    fixed, jittered = (
+        render(seed, 20, (1, 1), difficulty=Difficulty(fov_jitter=j), dtype=torch.float64) for j in (0.0, jitter)
+    )
+    assert torch.equal(fixed.extrinsics, jittered.extrinsics)
+    ratio = (jittered.intrinsics / fixed.intrinsics)[0, :, 0, 0].log() / math.log(1.5)
+    assert ratio.abs().max() <= jitter + 1e-12
+    assert ratio.max() - ratio.min() >= jitter - 1e-12
+
+
+@laws
+@given(seeds, st.sampled_from(sorted(KINDS)))
+def test_repeated_surfaces_share_everything_and_flat_ones_show_little(seed, kind):
+    scene, _ = sample([seed], kind, Difficulty(repeated=1, flat=1), list(TEXTURES))
+    for name in ("texture", "salt", "cell", "colours"):
+        walls, solids = getattr(scene, name).split([6, scene.centre.shape[1] - 1], 1)
+        assert (walls == walls[:, :1]).all()
+        assert (solids == solids[:, :1]).all()
+    first, second = scene.colours.split(3, -1)
+    assert (first - second).abs().max() <= 0.2
+
+
+def test_scale_is_a_factor_on_texture_cells():
+    one, scaled = (sample(range(50), "indoor", Difficulty(scale=s), ["dots"])[0].cell for s in ((1, 1), (0.5, 3)))
+    factor = scaled / one
+    assert 0.5 <= factor.min() < 0.55
+    assert 2.8 < factor.max() <= 3
 
 
 def images_per_second(compile: bool) -> float:

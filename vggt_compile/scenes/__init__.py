@@ -9,6 +9,7 @@ To add a texture, a trajectory or a kind of scene, write one function under `@te
 
 from vggt_compile.scenes.cameras import RIG, TRAJECTORIES, trajectory
 from vggt_compile.scenes.dice import HELD_OUT_SEEDS, TRAINING_SEEDS
+from vggt_compile.scenes.difficulty import DIFFICULTIES, Difficulty
 from vggt_compile.scenes.layout import KINDS, Scene, kind
 from vggt_compile.scenes.render import render
 from vggt_compile.scenes.textures import TEXTURES, texture
@@ -16,12 +17,14 @@ from vggt_compile.scenes.trace import Hit, trace
 from vggt_compile.scenes.views import Views, overlap, project, unproject
 
 __all__ = [
+    "DIFFICULTIES",
     "HELD_OUT_SEEDS",
     "KINDS",
     "RIG",
     "TEXTURES",
     "TRAINING_SEEDS",
     "TRAJECTORIES",
+    "Difficulty",
     "Hit",
     "Scene",
     "Views",

@@ -116,11 +116,16 @@ def look_at(eye: Tensor, target: Tensor) -> Tensor:
     return torch.cat([rotation, -rotation @ eye[..., None]], -1)
 
 
-def pinhole(dice: Dice, fov: tuple[float, float], frames: int, size: tuple[int, int]) -> Tensor:
-    """Intrinsics [B, S, 3, 3] in pixels: square pixels, centred, fov in degrees along the longer side."""
+def zoom(dice: Dice, frames: int, jitter: float) -> Tensor:
+    """Factors [B, S] on the focal lengths of a scene's views, between 2/3 and 3/2 where jitter is 1."""
+    return (dice.uniform(-1.0, 1.0, frames) * jitter * math.log(1.5)).exp()
+
+
+def pinhole(dice: Dice, fov: tuple[float, float], zoomed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Intrinsics [B, S, 3, 3] in pixels: square pixels, centred; fov in degrees along the longer side, unzoomed."""
     height, width = size
-    angle = torch.deg2rad(dice.uniform(*fov, 1)).expand(-1, frames)
-    focal = 0.5 * max(size) / (angle / 2).tan()
+    angle = torch.deg2rad(dice.uniform(*fov, 1))
+    focal = zoomed * 0.5 * max(size) / (angle / 2).tan()
     zero, one = torch.zeros_like(focal), torch.ones_like(focal)
     rows = [focal, zero, one * width / 2, zero, focal, one * height / 2, zero, zero, one]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))

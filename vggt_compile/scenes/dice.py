@@ -43,7 +43,7 @@ class Dice:
         self.drawn += len(index)
         bits = scramble(self.streams[:, None] + index * STRIDE)
         draws = ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
-        return low + (high - low) * draws.view(-1, *shape)
+        return low + (high - low) * draws.view(len(draws), *shape)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Integers in 0 … high − 1 as int64 (high < 2**52)."""
