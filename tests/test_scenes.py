@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from vggt_compile.scenes import (
     HELD_OUT_SEEDS,
+    HELD_OUT_TEXTURES,
     KINDS,
     RIG,
     TEXTURES,
     TRAINING_SEEDS,
+    TRAINING_TEXTURES,
     TRAJECTORIES,
     Difficulty,
     Scene,
@@ -26,7 +28,7 @@ from vggt_compile.scenes import (
 )
 from vggt_compile.scenes.dice import Dice
 from vggt_compile.scenes.layout import sample
-from vggt_compile.scenes.textures import pulse
+from vggt_compile.scenes.noise import Patch, fbm, pulse
 from vggt_compile.scenes.trace import shadowed
 from vggt_compile.scenes.views import compare
 
@@ -279,6 +281,31 @@ def test_each_texture_shows(name):
     # A picture rather than noise: most of the variance survives a 3 × 3 mean.
     smooth = torch.nn.functional.avg_pool2d(images.flatten(0, 1), 3, 1)
     assert (smooth.std((-1, -2)) > 0.6 * images.flatten(0, 1).std((-1, -2))).all()
+
+
+def surface_patch(width):
+    """4096 points of a surface, each with a footprint of so many cells."""
+    u, v = 100 * torch.rand(2, 4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    salt, width = torch.full_like(u, 77, dtype=torch.int32), torch.full_like(u, width)
+    return Patch(u, v, width, salt, fbm(u, v, width, salt))
+
+
+@pytest.mark.parametrize("name", sorted(TEXTURES))
+def test_textures_go_to_their_mean_where_cells_are_too_small_to_see(name):
+    fine, coarse = (TEXTURES[name](surface_patch(width)) for width in (0.01, 9.0))
+    assert fine.min() > -1e-9
+    assert fine.max() < 1 + 1e-9
+    assert coarse.std() < 0.1
+    assert coarse.mean() == pytest.approx(fine.mean().item(), abs=0.1)
+
+
+def test_the_held_out_textures_are_never_the_default():
+    assert len(TRAINING_TEXTURES) >= 14
+    assert len(HELD_OUT_TEXTURES) >= 3
+    assert TRAINING_TEXTURES.keys().isdisjoint(HELD_OUT_TEXTURES)
+    assert TEXTURES.keys() == TRAINING_TEXTURES.keys() | HELD_OUT_TEXTURES.keys()
+    for seed in (TRAINING_SEEDS[3], HELD_OUT_SEEDS[3]):
+        assert same(render(seed, 1, (8, 8)), render(seed, 1, (8, 8), textures=list(TRAINING_TEXTURES)))
 
 
 def test_scenes_are_neither_dark_nor_blown_out():

@@ -13,7 +13,8 @@ from vggt_compile.scenes.cameras import TRAJECTORIES, Pace, look_at, pinhole, zo
 from vggt_compile.scenes.dice import Dice, checked_seeds, pick
 from vggt_compile.scenes.difficulty import DIFFICULTIES, Difficulty
 from vggt_compile.scenes.layout import Scene, sample
-from vggt_compile.scenes.textures import TEXTURES, Patch, blend, fbm
+from vggt_compile.scenes.noise import Patch, fbm
+from vggt_compile.scenes.textures import TRAINING_TEXTURES, blend
 from vggt_compile.scenes.trace import Hit, dot, shadowed, trace
 from vggt_compile.scenes.views import Views, pixel_centres
 
@@ -135,13 +136,13 @@ def render(
     fov: range in degrees along the longer side, one value for each scene.
     pace: range in degrees that a camera moves around the scene a frame (a rig: a time step), one value for each scene;
     by default the trajectory's own.
-    textures: names to draw from, all by default. chunk: rays in flight, by default what suits the device.
+    textures: names to draw from, by default TRAINING_TEXTURES. chunk: rays in flight, by default what suits the device.
     compile: fuse with torch.compile (a minute or two for the first call of a shape; equal up to rounding).
 
     The same arguments give the same bits on the same device; a scene depends on its own seed only.
     Raises ValueError for an unknown name, saying the nearest valid one, and for sizes and counts out of range.
     """
-    seeds, names = checked_seeds(seed), tuple(TEXTURES if textures is None else textures)
+    seeds, names = checked_seeds(seed), tuple(TRAINING_TEXTURES if textures is None else textures)
     path = pick(TRAJECTORIES, trajectory, "trajectory")
     knobs = pick(DIFFICULTIES, difficulty, "difficulty") if isinstance(difficulty, str) else difficulty
     check(frames, size, dtype, fov, pace, names, chunk)
