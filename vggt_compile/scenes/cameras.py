@@ -101,9 +101,8 @@ def rooms(dice: Dice, region: Region, frames: int, pace: Pace) -> tuple[Tensor, 
     angle = advance(dice, frames, pace or (15.0, 25.0))
     start, side, drift = dice.uniform(0.0, 2 * math.pi, 1), dice.sign(1), wave(dice, angle, 3)
     angle = start + side * angle
-    ahead = place(
-        region, angle + side * (0.6 + 0.4 * drift[..., 0]), 0.5 + 0.5 * drift[..., 1], 0.5 * drift[..., 2] - 0.5
-    )
+    further = angle + side * (0.6 + 0.4 * drift[..., 0])
+    ahead = place(region, further, 0.5 + 0.5 * drift[..., 1], drift[..., 2] - 0.6)
     return place(region, angle, drift[..., 1], drift[..., 2]), ahead
 
 
