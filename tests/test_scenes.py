@@ -29,7 +29,7 @@ from vggt_compile.scenes import (
 )
 from vggt_compile.scenes.dice import Dice
 from vggt_compile.scenes.layout import sample
-from vggt_compile.scenes.noise import Patch, fbm, pulse
+from vggt_compile.scenes.noise import patch_of, pulse
 from vggt_compile.scenes.trace import shadowed
 from vggt_compile.scenes.views import compare
 
@@ -290,7 +290,7 @@ def surface_patch(width):
     """4096 points of a surface, each with a footprint of so many cells."""
     u, v = 100 * torch.rand(2, 4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     salt, width = torch.full_like(u, 77, dtype=torch.int32), torch.full_like(u, width)
-    return Patch(u, v, width, salt, fbm(u, v, width, salt))
+    return patch_of(u, v, width, salt)
 
 
 @pytest.mark.parametrize("name", sorted(TEXTURES))

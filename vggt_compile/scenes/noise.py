@@ -18,7 +18,8 @@ class Patch(NamedTuple):
     v: Tensor  # along the surface (up, on walls), in cells
     width: Tensor  # the pixel's footprint, in cells
     salt: Tensor  # int32 seed of the surface
-    noise: Tensor  # fBm at this point, in [0, 1]; shared because it costs more than all other textures
+    noise: Tensor  # fBm at this point, in [0, 1]; shared because it costs more than any texture
+    chance: Tensor  # a random number in [0, 1) for the cell, going to 0.5 where cells are too small to see
 
 
 def cell_hash(x: Tensor, y: Tensor, salt: Tensor) -> Tensor:
@@ -81,10 +82,15 @@ def settle(value: Tensor, mean: float, width: Tensor) -> Tensor:
     return mean + (value - mean) * fade(width)
 
 
-def tint(patch: Patch, x: Tensor, y: Tensor) -> Tensor:
+def patch_of(u: Tensor, v: Tensor, width: Tensor, salt: Tensor) -> Patch:
+    """A patch with the numbers that textures share."""
+    return Patch(u, v, width, salt, fbm(u, v, width, salt), tint(u, v, width, salt))
+
+
+def tint(x: Tensor, y: Tensor, width: Tensor, salt: Tensor) -> Tensor:
     """A random number in [0, 1) for the cell at floor(x), floor(y), going to 0.5 where cells are too small to see."""
-    noise = cell_hash(x.floor().int(), y.floor().int(), patch.salt).to(x.dtype)
-    return torch.lerp(torch.full_like(noise, 0.5), noise, fade(patch.width))
+    noise = cell_hash(x.floor().int(), y.floor().int(), salt).to(x.dtype)
+    return settle(noise, 0.5, width)
 
 
 def coin(u: Tensor, v: Tensor, width: Tensor, salt: Tensor) -> Tensor:

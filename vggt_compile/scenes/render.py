@@ -13,7 +13,7 @@ from vggt_compile.scenes.cameras import TRAJECTORIES, Pace, look_at, pinhole, zo
 from vggt_compile.scenes.dice import Dice, checked_seeds, pick
 from vggt_compile.scenes.difficulty import DIFFICULTIES, Difficulty
 from vggt_compile.scenes.layout import Scene, sample
-from vggt_compile.scenes.noise import Patch, fbm
+from vggt_compile.scenes.noise import patch_of
 from vggt_compile.scenes.textures import TRAINING_TEXTURES, blend
 from vggt_compile.scenes.trace import Hit, dot, shadowed, trace
 from vggt_compile.scenes.views import Views, pixel_centres
@@ -40,8 +40,7 @@ def shade(hit: Hit, direction: Tensor, focal: Tensor, scene: Scene, style: Style
     u, v = hit.uv / table[0]
     width = hit.depth * length / (focal * slant.sqrt() * table[0])
     salt = scene.salt.gather(1, hit.material)
-    patch = Patch(u, v, width, salt, fbm(u, v, width, salt))
-    value = blend(patch, style.textures, scene.texture.gather(1, hit.material))
+    value = blend(patch_of(u, v, width, salt), style.textures, scene.texture.gather(1, hit.material))
     colour = torch.lerp(table[1:4], table[4:7], value) * illuminate(hit, scene, style).sqrt()
     return (colour * scene.gain.T[..., None]).clamp(max=1)
 

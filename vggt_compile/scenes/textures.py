@@ -40,12 +40,14 @@ def blend(patch: Patch, names: Sequence[str], index: Tensor) -> Tensor:
 @texture
 def checker(patch: Patch) -> Tensor:
     a, b = pulse(patch.u / 2, patch.width / 2, 0.5), pulse(patch.v / 2, patch.width / 2, 0.5)
-    return (a + b - 2 * a * b) * (0.65 + 0.35 * tint(patch, patch.u, patch.v))
+    return (a + b - 2 * a * b) * (0.65 + 0.35 * patch.chance)
 
 
 @texture
 def stripes(patch: Patch) -> Tensor:
-    return pulse(patch.u, patch.width, 0.5) * (0.55 + 0.45 * tint(patch, patch.u, torch.zeros_like(patch.v)))
+    return pulse(patch.u, patch.width, 0.5) * (
+        0.55 + 0.45 * tint(patch.u, torch.zeros_like(patch.v), patch.width, patch.salt)
+    )
 
 
 @texture
@@ -53,13 +55,13 @@ def bricks(patch: Patch) -> Tensor:
     row = (patch.v * 2).floor()
     x = patch.u + 0.5 * (row - 2 * (row / 2).floor())
     brick = pulse(x, patch.width, 0.94) * pulse(patch.v * 2, patch.width * 2, 0.88)
-    return 1 - brick * (0.5 + 0.5 * tint(patch, x, row))
+    return 1 - brick * (0.5 + 0.5 * tint(x, row, patch.width, patch.salt))
 
 
 @texture
 def dots(patch: Patch) -> Tensor:
     u, v = fract(patch.u) - 0.5, fract(patch.v) - 0.5
-    radius = 0.22 + 0.2 * tint(patch, patch.u, patch.v)
+    radius = 0.22 + 0.2 * patch.chance
     return settle(step(radius - (u * u + v * v).sqrt(), patch.width), 0.32, patch.width)
 
 
@@ -77,7 +79,7 @@ def marble(patch: Patch) -> Tensor:
 @texture
 def tiles(patch: Patch) -> Tensor:
     tile = pulse(patch.u, patch.width, 0.93) * pulse(patch.v, patch.width, 0.93)
-    return 1 - tile * (0.5 + 0.5 * tint(patch, patch.u, patch.v))
+    return 1 - tile * (0.5 + 0.5 * patch.chance)
 
 
 @texture
@@ -86,7 +88,7 @@ def planks(patch: Patch) -> Tensor:
     x = 0.4 * patch.u + fract(row * 0.618)
     board = pulse(x, 0.4 * patch.width, 0.985) * pulse(patch.v * 2, patch.width * 2, 0.94)
     grain = (2 * math.pi * (4 * patch.v + 2 * patch.noise)).sin() * fade(6 * patch.width)
-    return 1 - board * (0.5 + 0.4 * tint(patch, x, row) + 0.1 * grain)
+    return 1 - board * (0.5 + 0.4 * tint(x, row, patch.width, patch.salt) + 0.1 * grain)
 
 
 @texture
@@ -104,7 +106,7 @@ def hexagons(patch: Patch) -> Tensor:
     x, y = torch.where(near, x, other_x), torch.where(near, y, other_y)
     border = torch.maximum(x.abs(), 0.5 * x.abs() + 0.5 * height * y.abs())
     # Centres lie at half-integer places, which a quarter moves away from where rounding could flip the cell.
-    shade = tint(patch, 2 * (patch.u - x) + 0.25, 2 * (patch.v - y) / height + 0.25)
+    shade = tint(2 * (patch.u - x) + 0.25, 2 * (patch.v - y) / height + 0.25, patch.width, patch.salt)
     return 1 - settle(step(0.46 - border, patch.width), 0.85, patch.width) * (0.45 + 0.55 * shade)
 
 
@@ -113,7 +115,7 @@ def triangles(patch: Patch) -> Tensor:
     a, b = patch.u - patch.v / 3**0.5, patch.v * (2 / 3**0.5)
     width = 1.2 * patch.width
     inside = pulse(a, width, 0.94) * pulse(b, width, 0.94) * pulse(a + b, width, 0.94)
-    return 1 - inside * (0.3 + 0.7 * tint(patch, a + b, 2 * a.floor() + 1000 * b.floor()))
+    return 1 - inside * (0.3 + 0.7 * tint(a + b, 2 * a.floor() + 1000 * b.floor(), patch.width, patch.salt))
 
 
 @texture
@@ -168,7 +170,7 @@ def contours(patch: Patch) -> Tensor:
 
 @texture
 def terrazzo(patch: Patch) -> Tensor:
-    chance = tint(patch, patch.u, patch.v)
+    chance = patch.chance
     x, y = fract(patch.u) - 0.35 - 0.3 * chance, fract(patch.v) - 0.35 - 0.3 * fract(chance * 37)
     turn = 2 * math.pi * fract(chance * 11)
     along, across = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()

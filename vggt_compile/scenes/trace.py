@@ -60,8 +60,11 @@ def distance(origin: Tensor, direction: Tensor, scene: Scene, k: int) -> Tensor:
     centre, half = scene.centre[:, k].T[..., None], scene.half[:, k].T[..., None]
     if k >= scene.boxes:
         return ball(origin - centre, direction, half[0])
-    turn = scene.turn[:, k].T[..., None].unbind()
-    enter, leave = slabs(to_local(origin - centre, *turn), to_local(direction, *turn), half)
+    origin = origin - centre
+    if k >= scene.aligned:
+        turn = scene.turn[:, k].T[..., None].unbind()
+        origin, direction = to_local(origin, *turn), to_local(direction, *turn)
+    enter, leave = slabs(origin, direction, half)
     return torch.where((enter < leave) & (enter > NEAR), enter, torch.inf)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vggt_compile.scenes.noise import Patch, cell_hash, fract, settle, step, tint
+from vggt_compile.scenes.noise import Patch, cell_hash, fract, settle, step
 from vggt_compile.scenes.textures import held_out
 
 
@@ -23,7 +23,7 @@ def cracks(patch: Patch) -> Tensor:
 @held_out
 def truchet(patch: Patch) -> Tensor:
     """A labyrinth of quarter circles, each cell turned one way or the other."""
-    turned = tint(patch, patch.u, patch.v) > 0.5
+    turned = patch.chance > 0.5
     x, y = fract(patch.u), fract(patch.v)
     x = torch.where(turned, 1 - x, x)
     near, far = (x * x + y * y).sqrt(), ((1 - x) ** 2 + (1 - y) ** 2).sqrt()
@@ -35,7 +35,7 @@ def truchet(patch: Patch) -> Tensor:
 def rosettes(patch: Patch) -> Tensor:
     """A flower in each cell, of three to eight petals."""
     x, y = fract(patch.u) - 0.5, fract(patch.v) - 0.5
-    petals = (3 + 6 * tint(patch, patch.u, patch.v)).floor()
+    petals = (3 + 6 * patch.chance).floor()
     radius, reach = (x * x + y * y).sqrt(), 0.31 + 0.15 * (petals * torch.atan2(y, x)).cos()
     return settle(step(reach - radius, 1.5 * patch.width) - step(0.09 - radius, patch.width), 0.32, patch.width)
 
