@@ -40,6 +40,7 @@ DRAWING = """
     registry → site errors
     report →
     ops →
+    datasets → models errors
     metrics →
     scenes →
     models →
