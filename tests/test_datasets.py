@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from layouts import write_colmap, write_seven_scenes, write_tum
 from PIL import Image
 
 from vggt_compile.datasets import load, read, read_colmap, read_seven_scenes, read_tum
+from vggt_compile.datasets.rows import Row
+from vggt_compile.datasets.tum import TOLERANCE, associate
 from vggt_compile.errors import BadInput
 from vggt_compile.scenes import Views, render, unproject
 
@@ -139,6 +143,19 @@ def test_tum_keeps_the_frames_that_have_a_pose_and_a_depth(place: Callable[[str]
     posed = read(folder)
     assert len(posed) == 2
     assert posed.depths is None
+
+
+times = st.lists(st.integers(0, 400), min_size=1, max_size=30).map(lambda ms: [m / 1000 for m in ms])
+
+
+@given(times, times)
+def test_rows_are_matched_with_the_nearest_time(ours: list[float], theirs: list[float]) -> None:
+    rows, others = ([Row(Path("list"), i, (f"{t}", "x")) for i, t in enumerate(each)] for each in (ours, theirs))
+    found = {row.line: float(other.words[0]) for row, other in associate(rows, [others])}
+    for i, when in enumerate(ours):
+        nearest = min(abs(when - other) for other in theirs)
+        assert (i in found) == (nearest <= TOLERANCE)
+        assert i not in found or abs(found[i] - when) == nearest
 
 
 @pytest.mark.parametrize(

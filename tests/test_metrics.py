@@ -318,6 +318,19 @@ def test_points_that_cannot_be_aligned_are_an_error(source: Tensor, target: Tens
         umeyama(source, target)
 
 
+@pytest.mark.gpu
+def test_the_device_does_not_matter() -> None:
+    true = torch.stack([cameras(6, seed) for seed in range(3)]).float()
+    predicted = torch.stack([noisy(each, 5).float() for each in true.double()])
+    for metric in (pose_metrics, trajectory_metrics):
+        assert close(metric(predicted.cuda(), true.cuda()), metric(predicted, true), 1e-4)
+    ours, theirs, valid = depths(1, 2, 3, 8, 9)
+    assert close(depth_metrics(ours.cuda(), theirs.cuda(), valid.cuda()), depth_metrics(ours, theirs, valid))
+    a, b = randn(3000, 3, seed=1), randn(3000, 3, seed=2)
+    moved = cloud_metrics(a.cuda(), b.cuda(), umeyama(a.cuda(), b.cuda()), limit=1000)
+    assert close(moved, cloud_metrics(a, b, umeyama(a, b), limit=1000))
+
+
 # Depth
 
 

@@ -92,7 +92,7 @@ def image_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in lines:
         if not is_comment(line):
-            row = Row(path, number, tuple(line.split(maxsplit=9)))
+            row = Row(path, number, tuple(line.strip().split(maxsplit=9)))
             rows.append(row.expect("IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"))
             next(lines, None)
     if not rows:

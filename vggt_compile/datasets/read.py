@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vggt_compile.datasets.colmap import find_model, read_colmap
+from vggt_compile.datasets.colmap import PLACES, find_model, read_colmap
 from vggt_compile.datasets.posed import PosedImages
 from vggt_compile.datasets.seven_scenes import POSE, read_seven_scenes
 from vggt_compile.datasets.tum import read_tum
@@ -43,14 +43,13 @@ def layout(place: Path) -> Reader:
 
 def hint(place: Path) -> str:
     """What to do about a folder of no known layout."""
-    binary = next(place.rglob("images.bin"), None)
-    if binary:
-        model = binary.parent
+    model = next((place / below for below in PLACES if (place / below / "images.bin").is_file()), None)
+    if model:
         return (
             "a binary COLMAP model; make it text: "
             f"`colmap model_converter --input_path {model} --output_path {model} --output_type TXT`"
         )
-    below = next((path.parent for path in sorted(place.glob(f"*/*{POSE}"))), None)
-    if below:
-        return f"its folders are 7-Scenes sequences; name one, such as {below}"
+    sequences = sorted({path.parent for path in place.glob(f"*/*{POSE}")})
+    if sequences:
+        return f"its folders are 7-Scenes sequences; name one, such as {sequences[0]}"
     return f"TUM has rgb.txt and groundtruth.txt, 7-Scenes frame-000000{POSE}, COLMAP cameras.txt and images.txt"

@@ -75,6 +75,11 @@ def coincidence(points: Tensor) -> Tensor:
     return points.shape[-2] * rounding.square()
 
 
+def camera_points(extrinsics: Tensor) -> Tensor:
+    """Centres `[..., S, 3]` in the precision of the extrinsics, by which `umeyama` tells rounding from a distance."""
+    return centres(extrinsics.double()).to(extrinsics.dtype)
+
+
 def align_cameras(predicted: Tensor, true: Tensor, with_scale: bool = True) -> Similarity:
     """The similarity from the predicted to the true world by camera centres; extrinsics `[..., S, 3, 4]`.
 
@@ -82,7 +87,7 @@ def align_cameras(predicted: Tensor, true: Tensor, with_scale: bool = True) -> S
         ValueError: as `checked_cameras`; fewer than three cameras, or cameras on a line, which leave a rotation open.
     """
     checked_cameras(predicted, true)
-    source, target = centres(predicted), centres(true)
+    source, target = camera_points(predicted), camera_points(true)
     for name, points in (("predicted", source), ("true", target)):
         singular = torch.linalg.svdvals(points.double() - points.double().mean(-2, keepdim=True))
         width = torch.maximum(COLLINEAR * singular[..., 0], coincidence(points).sqrt())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vggt_compile.metrics.align import Similarity, umeyama
+from vggt_compile.metrics.align import Similarity, camera_points, umeyama
 from vggt_compile.metrics.cameras import centres, checked_cameras, motion, rotation_angle
 
 
@@ -43,7 +43,7 @@ def relative_errors(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
 def by_centres(predicted: Tensor, true: Tensor) -> Similarity:
     """The alignment of both: unlike `align_cameras`, it takes cameras on a line, too."""
     checked_cameras(predicted, true)
-    return umeyama(centres(predicted), centres(true))
+    return umeyama(camera_points(predicted), camera_points(true))
 
 
 def trajectory_metrics(predicted: Tensor, true: Tensor) -> dict[str, float]:
