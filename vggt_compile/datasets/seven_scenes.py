@@ -28,7 +28,8 @@ def read_seven_scenes(
         images: the folder of the colour and depth images, by default the same.
         poses: the folder of the poses, by default the same.
 
-    The layout has no intrinsics: the dataset's page gives one focal length for all of it.
+    The layout has no intrinsics: the dataset's page gives one focal length for all of it. The published depth is of a
+    second lens, not registered to the colour images.
 
     Raises:
         BadInput: a frame lacks a file, or a pose is not a rigid 4 × 4 matrix.

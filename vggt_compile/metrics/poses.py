@@ -70,7 +70,8 @@ def auc(errors: PoseErrors, threshold: int) -> Tensor:
     """Area under the accuracy curve up to `threshold` whole degrees, in percent `[...]`.
 
     The larger of a pair's two errors counts. The curve is sampled at 1°, 2°, …, `threshold`, and the area is the mean
-    of these shares; a pair with an error of e is in threshold − ⌊e⌋ of them.
+    of these shares; a pair with an error of e is in threshold − ⌊e⌋ of them. VGGT's histogram also counts an error of
+    exactly `threshold`, in its last share.
     """
     if threshold < 1 or threshold != int(threshold):
         raise ValueError(f"AUC has bins of one degree: its threshold must be a whole number ≥ 1, got {threshold}")
