@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vggt_compile.__main__ import main
+from vggt_compile.bench import traces
 from vggt_compile.bench.model import Settings, cold_counts, page, read, warm_counts
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -16,6 +17,10 @@ BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 def test_the_committed_page_is_made_from_the_committed_record():
     assert (BENCHMARKS / "model.md").read_text() == page(json.loads((BENCHMARKS / "model.json").read_text()))
+
+
+def test_the_page_of_traces_is_made_from_its_record():
+    assert (BENCHMARKS / "traces.md").read_text() == traces.page(json.loads((BENCHMARKS / "traces.json").read_text()))
 
 
 def test_a_run_out_of_memory_has_its_row_and_no_speed():
