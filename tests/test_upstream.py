@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
+from upstream_models import SITES, SPECIAL, same_bits, scene, tensors
 
 from vggt_compile import explain, prepare, registry, unprepare, vggt_sparse
 from vggt_compile.families import trace
@@ -27,13 +28,6 @@ pytestmark = [
 ]
 
 NAMES = ("vggt", "pi3", "omega", "da3")
-SPECIAL = {"vggt": 5, "pi3": 5, "omega": 17, "da3": 1}
-SITES = {
-    "vggt": {"global": 4, "frame": 4, "other": 8},  # the camera head: 2 blocks, 4 iterations
-    "pi3": {"global": 3, "frame": 8, "other": 0},  # encoder 2, decoder 3, three heads of one block
-    "omega": {"global": 5, "frame": 8, "other": 5},  # one block of special tokens, camera head of 4
-    "da3": {"global": 2, "frame": 6, "other": 0},
-}
 LAYERS = {"vggt": [0, 1, 2, 3], "pi3": [0, 1, 2], "omega": [0, 1, 3, 4, 5], "da3": [0, 1]}
 
 
@@ -54,25 +48,6 @@ def vggt() -> Iterator[nn.Module]:
     with upstream_models.model("vggt") as model, torch.no_grad():
         trace.arm()
         yield model
-
-
-def scene(name: str, batch: int = 1, frames: int = 3, grid: tuple[int, int] = (3, 4)) -> Tensor:
-    patch, generator = upstream_models.PATCH[name], torch.Generator().manual_seed(0)
-    return torch.rand(batch, frames, 3, grid[0] * patch, grid[1] * patch, generator=generator)
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    """Every tensor in nested outputs; Depth Anything 3 has a dictionary class of its own."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    inner = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, (list, tuple)) else ()
-    return [tensor for value in inner for tensor in tensors(value)]
-
-
-def same_bits(left: Any, right: Any) -> bool:
-    pairs = list(zip(tensors(left), tensors(right), strict=True))
-    assert pairs
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 def compiled(net: nn.Module, x: Tensor, backend: Any, dynamic: bool = False) -> Any:

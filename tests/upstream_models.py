@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from upstream import importable, modules
 
 
@@ -129,9 +130,37 @@ CHECKOUT = {"vggt": "vggt", "pi3": "Pi3", "omega": "vggt-omega", "da3": "Depth-A
 BUILD: dict[str, Callable[[], nn.Module]] = {"vggt": vggt, "pi3": pi3, "omega": omega, "da3": da3, "fastvggt": fastvggt}
 PATCH = {"vggt": 14, "pi3": 14, "omega": 16, "da3": 14, "fastvggt": 14}
 
+SPECIAL = {"vggt": 5, "pi3": 5, "omega": 17, "da3": 1}
+SITES = {
+    "vggt": {"global": 4, "frame": 4, "other": 8},  # the camera head: 2 blocks, 4 iterations
+    "pi3": {"global": 3, "frame": 8, "other": 0},  # encoder 2, decoder 3, three heads of one block
+    "omega": {"global": 5, "frame": 8, "other": 5},  # one block of special tokens, camera head of 4
+    "da3": {"global": 2, "frame": 6, "other": 0},
+    "fastvggt": {"global": 24, "frame": 24, "other": 8},
+}
+
 
 @contextlib.contextmanager
 def model(name: str) -> Iterator[nn.Module]:
     """A small instance of a published model in evaluation mode; usable within the block."""
     with importable(CHECKOUT[name]):
         yield BUILD[name]()
+
+
+def scene(name: str, batch: int = 1, frames: int = 3, grid: tuple[int, int] = (3, 4)) -> Tensor:
+    patch, generator = PATCH[name], torch.Generator().manual_seed(0)
+    return torch.rand(batch, frames, 3, grid[0] * patch, grid[1] * patch, generator=generator)
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """Every tensor in nested outputs; Depth Anything 3 has a dictionary class of its own."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    inner = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, (list, tuple)) else ()
+    return [tensor for value in inner for tensor in tensors(value)]
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    pairs = list(zip(tensors(left), tensors(right), strict=True))
+    assert pairs
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
