@@ -34,7 +34,7 @@ layouts = pytest.mark.parametrize("layout", WRITERS)
 
 @pytest.fixture(scope="session")
 def views() -> Views:
-    return render(seed=3, frames=FRAMES, size=SIZE, trajectory="walk", kind="indoor")
+    return render(seed=3, frames=FRAMES, size=SIZE, trajectory="video", kind="indoor")
 
 
 @pytest.fixture(scope="session")
