@@ -10,7 +10,7 @@ import torch
 
 from vggt_compile.__main__ import main
 from vggt_compile.bench import traces
-from vggt_compile.bench.model import Settings, page, read
+from vggt_compile.bench.model import Settings, cold_counts, page, read, warm_counts
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -47,10 +47,17 @@ def test_a_run_out_of_memory_has_its_row_and_no_speed():
 
 
 def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):
-    for name in ("g2f", "eager"):
-        (tmp_path / f"warm-{name}.jsonl").write_text(json.dumps({"variant": name}) + "\n")
-    assert [row["variant"] for row in read(tmp_path, "warm")] == ["eager", "g2f"]
+    for job in ("g2f-8-32", "compile-100", "compile-32", "eager-8-32"):
+        (tmp_path / f"warm-{job}.jsonl").write_text(json.dumps({"job": job}) + "\n")
+    assert [row["job"] for row in read(tmp_path, "warm")] == ["eager-8-32", "compile-32", "compile-100", "g2f-8-32"]
     assert read(tmp_path, "cold") == []
+
+
+def test_plain_compile_has_a_process_for_every_count_and_ours_one():
+    settings = Settings("", frames=(300, 8, 100))
+    assert warm_counts("compile", settings) == cold_counts("compile", settings) == [(8,), (100,), (300,)]
+    assert warm_counts("dense", settings) == [[8, 100, 300]]
+    assert cold_counts("dense", settings) == [(100, 8)]
 
 
 def test_long_runs_are_repeated_less():

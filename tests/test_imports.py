@@ -40,6 +40,7 @@ DRAWING = """
     registry → site errors
     report →
     ops →
+    datasets → models errors
     metrics →
     scenes →
     models →
@@ -146,6 +147,8 @@ def test_imports_follow_the_drawing() -> None:
         ("registry", "plan"),
         ("models", "backend"),
         ("scenes", "models"),
+        ("metrics", "models"),
+        ("datasets", "scenes"),
         ("site", "graph"),
     ],
 )

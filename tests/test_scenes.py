@@ -1,5 +1,7 @@
 """Scenes: the geometry is exact, a seed is a scene, and the pictures show something."""
 
+import itertools
+import math
 import time
 
 import pytest
@@ -7,10 +9,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vggt_compile.scenes import KINDS, TEXTURES, TRAJECTORIES, Scene, overlap, project, render, trace, unproject
+from vggt_compile.scenes import (
+    DIFFICULTIES,
+    HELD_OUT_SEEDS,
+    HELD_OUT_TEXTURES,
+    KINDS,
+    RIG,
+    TEXTURES,
+    TRAINING_SEEDS,
+    TRAINING_TEXTURES,
+    TRAJECTORIES,
+    Difficulty,
+    Scene,
+    overlap,
+    project,
+    render,
+    trace,
+    unproject,
+)
 from vggt_compile.scenes.dice import Dice
 from vggt_compile.scenes.layout import sample
-from vggt_compile.scenes.textures import pulse
+from vggt_compile.scenes.noise import Patch, fbm, pulse
 from vggt_compile.scenes.trace import shadowed
 from vggt_compile.scenes.views import compare
 
@@ -29,10 +48,12 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("trajectory", sorted(TRAJECTORIES))
 @laws
-@given(seeds, sizes, st.sampled_from(sorted(TRAJECTORIES)), st.sampled_from(sorted(KINDS)))
-def test_depth_cameras_and_world_points_agree_for_any_seed_and_size(seed, size, trajectory, kind):
-    views = render(seed, 2, size, trajectory, kind)
+@given(seed=seeds, size=sizes, difficulty=st.sampled_from(sorted(DIFFICULTIES)))
+def test_depth_cameras_and_world_points_agree_for_any_seed_and_size(trajectory, kind, seed, size, difficulty):
+    views = render(seed, 2, size, trajectory, kind, difficulty=difficulty)
     assert views.images.shape == (1, 2, 3, *size)
     assert views.depth.isfinite().all()
     assert views.depth.min() > 0.05
@@ -57,7 +78,7 @@ def test_double_precision_is_the_same_scene_and_tightens_the_agreement():
 @pytest.mark.parametrize("trajectory", sorted(TRAJECTORIES))
 def test_frames_agree_on_what_is_visible(trajectory, kind):
     views = render(1, 2, (84, 112), trajectory, kind, dtype=torch.float64)
-    scene, _ = sample([1], kind, 9, list(TEXTURES))
+    scene, _ = sample([1], kind, Difficulty(), list(TEXTURES))
     rotation, translation = views.extrinsics[0, 1].split([3, 1], -1)
     eye = -(rotation.mT @ translation)[:, None]
     points = views.world_points[0, 0].flatten(0, 1).T[:, None]
@@ -84,6 +105,7 @@ def hand_made(**changes):
         "colours": torch.ones(1, 8, 6, dtype=torch.float64),
         "lamp": row(0, 0, 3.5),
         "light": row(0.5, 0.5, 1, 1, 1),
+        "gain": row(1, 1, 1),
     }
     return Scene(**(scene | changes))
 
@@ -125,7 +147,7 @@ def test_cameras_are_level_rigid_and_in_free_space(seed, trajectory, kind):
     assert rotation[:, 0, 2].abs().max() < 1e-12  # x stays horizontal
     assert rotation[:, 1, 2].max() < -0.2  # y points down
     eye = -(rotation.mT @ views.extrinsics[0, ..., 3:])[..., 0]
-    scene, _ = sample([seed], kind, 9, list(TEXTURES))
+    scene, _ = sample([seed], kind, Difficulty(), list(TEXTURES))
     reach = scene.half[0, 0] - (eye - scene.centre[0, 0]).abs()
     assert reach.min() > 0.1
     for k in range(1, scene.centre.shape[1]):
@@ -139,14 +161,64 @@ def test_cameras_are_level_rigid_and_in_free_space(seed, trajectory, kind):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("trajectory", "least"), [("walk", 0.8), ("orbit", 0.5), ("wide", 0.2)])
+@pytest.mark.parametrize(("trajectory", "least"), [("video", 0.8), ("orbit", 0.5), ("wide", 0.15), ("rooms", 0.35)])
 def test_views_overlap(trajectory, least, kind):
     assert neighbours(render(range(8), 5, SMALL, trajectory, kind)) > least
 
 
-def test_a_longer_walk_begins_with_the_shorter_one():
-    short, long = (render(5, frames, (4, 4), "walk") for frames in (3, 6))
+def test_a_longer_video_begins_with_the_shorter_one():
+    short, long = (render(5, frames, (4, 4), "video") for frames in (3, 6))
     torch.testing.assert_close(long.extrinsics[:, :3], short.extrinsics, rtol=0, atol=1e-6)
+
+
+def poses(views):
+    """Camera-to-world [B, S, 4, 4]."""
+    last = views.extrinsics.new_tensor([0, 0, 0, 1]).expand(*views.extrinsics.shape[:2], 1, 4)
+    return torch.linalg.inv(torch.cat([views.extrinsics, last], -2))
+
+
+@laws
+@given(seeds, st.integers(1, 19), st.sampled_from(sorted(KINDS)))
+def test_the_cameras_of_a_rig_keep_their_places_on_it(seed, frames, kind):
+    world = poses(render(seed, frames, (1, 1), "rig", kind, dtype=torch.float64))[0]
+    mounts = [torch.linalg.inv(time[:1]) @ time for time in world.split(RIG)]
+    for mount in mounts:
+        torch.testing.assert_close(mount, mounts[0][: len(mount)], rtol=0, atol=1e-12)
+
+
+def test_a_rig_moves_and_its_cameras_look_different_ways():
+    world = poses(render(range(4), 3 * RIG, (1, 1), "rig"))
+    assert (world[:, RIG:, :3, 3] - world[:, :-RIG, :3, 3]).norm(dim=-1).min() > 0.01
+    forward = world[:, :RIG, :3, 2]
+    assert ((forward[:, 1:] * forward[:, :-1]).sum(-1)).max() < 0.95
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_far_frames_of_rooms_share_little_and_those_of_a_video_much(kind):
+    far = lambda trajectory: overlap(render(range(6), 9, SMALL, trajectory, kind))[:, 0, 8].mean()  # noqa: E731
+    assert far("rooms") < 0.02
+    assert far("video") > 0.3
+
+
+def angles(views):
+    """Degrees between frames next to each other, seen from the room's axis [B, S − 1]."""
+    eye = poses(views)[..., :2, 3]
+    angle = torch.atan2(eye[..., 1], eye[..., 0])
+    return torch.rad2deg(((angle.diff(dim=-1) + torch.pi) % (2 * torch.pi) - torch.pi).abs())
+
+
+@pytest.mark.parametrize("trajectory", ["orbit", "video", "rooms"])
+def test_pace_is_degrees_a_frame(trajectory):
+    turned = angles(render(range(6), 5, (1, 1), trajectory, "objects", pace=(3, 4), dtype=torch.float64))
+    torch.testing.assert_close(turned, turned[:, :1].expand_as(turned), rtol=0, atol=1e-9)
+    assert turned.min() >= 3
+    assert turned.max() < 4
+
+
+def test_videos_differ_in_pace():
+    turned = angles(render(range(20), 2, (1, 1), "video", "objects"))
+    assert turned.min() < 2
+    assert turned.max() > 5
 
 
 def test_an_orbit_of_many_frames_closes():
@@ -156,17 +228,17 @@ def test_an_orbit_of_many_frames_closes():
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_scene():
-    first, again, other = (render(seed, 2, SMALL, "walk") for seed in (11, 11, 12))
+    first, again, other = (render(seed, 2, SMALL, "video") for seed in (11, 11, 12))
     assert same(first, again)
     assert (first.images - other.images).abs().mean() > 0.05
 
 
 @laws
-@given(st.lists(seeds, min_size=2, max_size=3), st.sampled_from(sorted(KINDS)))
-def test_a_scene_does_not_depend_on_the_batch_around_it(batch, kind):
-    together = render(batch, 2, (8, 10), "wide", kind)
+@given(st.lists(seeds, min_size=2, max_size=3), st.sampled_from(sorted(TRAJECTORIES)), st.sampled_from(sorted(KINDS)))
+def test_a_scene_does_not_depend_on_the_batch_around_it(batch, trajectory, kind):
+    together = render(batch, 2, (8, 10), trajectory, kind, difficulty="hard")
     for i, seed in enumerate(batch):
-        alone = render(seed, 2, (8, 10), "wide", kind)
+        alone = render(seed, 2, (8, 10), trajectory, kind, difficulty="hard")
         for name, tensor in vars(alone).items():
             # Rounding may differ with a tensor's length (vectorised loops have scalar ends), values may not.
             close = torch.isclose(getattr(together, name)[i], tensor[0], rtol=0, atol=1e-3)
@@ -176,6 +248,22 @@ def test_a_scene_does_not_depend_on_the_batch_around_it(batch, kind):
 def test_seeds_do_not_share_streams():
     draws = torch.cat([Dice([seed], purpose).uniform(0, 1, 4) for seed in range(20) for purpose in ("layout", "light")])
     assert len(draws.unique(dim=0)) == 40
+
+
+def test_numbers_of_a_stream_are_even_and_streams_unrelated():
+    draws = Dice(range(1000), "layout").uniform(0, 1, 200)
+    deviation = 12**-0.5
+    assert (draws.mean(0) - 0.5).abs().max() < 5 * deviation * 1000**-0.5
+    assert draws.std() == pytest.approx(deviation, rel=0.01)
+    for rows in (draws[:100], draws.T[:100]):
+        assert (torch.corrcoef(rows) - torch.eye(100)).abs().max() < 6 * rows.shape[1] ** -0.5
+
+
+def test_held_out_seeds_are_valid_and_apart_from_those_of_training():
+    assert not set(HELD_OUT_SEEDS[:: 2**20]) & set(TRAINING_SEEDS[:: 2**20])
+    assert TRAINING_SEEDS[-1] < HELD_OUT_SEEDS[0]
+    assert len(TRAINING_SEEDS) + len(HELD_OUT_SEEDS) == 2**32
+    render(HELD_OUT_SEEDS[-1], 1, (1, 1))
 
 
 def test_chunks_do_not_show():
@@ -188,7 +276,7 @@ def test_chunks_do_not_show():
 
 @pytest.mark.parametrize("name", sorted(TEXTURES))
 def test_each_texture_shows(name):
-    images = render([1, 2], 1, (60, 60), textures=[name], objects=4).images
+    images = render([1, 2], 1, (60, 60), textures=[name], difficulty=Difficulty(objects=4)).images
     assert images.isfinite().all()
     assert images.min() >= 0
     assert images.max() <= 1
@@ -196,6 +284,31 @@ def test_each_texture_shows(name):
     # A picture rather than noise: most of the variance survives a 3 × 3 mean.
     smooth = torch.nn.functional.avg_pool2d(images.flatten(0, 1), 3, 1)
     assert (smooth.std((-1, -2)) > 0.6 * images.flatten(0, 1).std((-1, -2))).all()
+
+
+def surface_patch(width):
+    """4096 points of a surface, each with a footprint of so many cells."""
+    u, v = 100 * torch.rand(2, 4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    salt, width = torch.full_like(u, 77, dtype=torch.int32), torch.full_like(u, width)
+    return Patch(u, v, width, salt, fbm(u, v, width, salt))
+
+
+@pytest.mark.parametrize("name", sorted(TEXTURES))
+def test_textures_go_to_their_mean_where_cells_are_too_small_to_see(name):
+    fine, coarse = (TEXTURES[name](surface_patch(width)) for width in (0.01, 9.0))
+    assert fine.min() > -1e-9
+    assert fine.max() < 1 + 1e-9
+    assert coarse.std() < 0.1
+    assert coarse.mean() == pytest.approx(fine.mean().item(), abs=0.1)
+
+
+def test_the_held_out_textures_are_never_the_default():
+    assert len(TRAINING_TEXTURES) >= 14
+    assert len(HELD_OUT_TEXTURES) >= 3
+    assert TRAINING_TEXTURES.keys().isdisjoint(HELD_OUT_TEXTURES)
+    assert TEXTURES.keys() == TRAINING_TEXTURES.keys() | HELD_OUT_TEXTURES.keys()
+    for seed in (TRAINING_SEEDS[3], HELD_OUT_SEEDS[3]):
+        assert same(render(seed, 1, (8, 8)), render(seed, 1, (8, 8), textures=list(TRAINING_TEXTURES)))
 
 
 def test_scenes_are_neither_dark_nor_blown_out():
@@ -220,8 +333,10 @@ def test_a_pulse_averaged_over_whole_periods_is_its_duty(x, width, duty):
 
 
 def test_empty_rooms_and_single_pixels_render():
-    assert render(0, 1, (1, 1), objects=0).depth.item() > 0
-    assert render(0, 1, (1, 9), kind="objects", objects=0, textures=["bricks"]).images.shape == (1, 1, 3, 1, 9)
+    for kind, count in itertools.product(KINDS, (0, 1)):
+        views = render(0, 1, (1, 9), kind=kind, difficulty=Difficulty(objects=count), textures=["bricks"])
+        assert views.images.shape == (1, 1, 3, 1, 9)
+    assert render(0, 1, (1, 1), difficulty=Difficulty(objects=0)).depth.item() > 0
 
 
 @pytest.mark.parametrize(
@@ -238,12 +353,78 @@ def test_empty_rooms_and_single_pixels_render():
         ({"seed": 2**32}, "outside 0"),
         ({"dtype": torch.bfloat16}, "cannot hold exact geometry"),
         ({"fov": (90, 60)}, "fov"),
-        ({"objects": -1}, "objects"),
+        ({"pace": (3, 2)}, "pace must be an increasing range of degrees a frame inside 0"),
+        ({"difficulty": "harder"}, "unknown difficulty 'harder'; did you mean 'hard'"),
     ],
 )
 def test_errors_say_what_is_valid(arguments, message):
     with pytest.raises(ValueError, match=message):
         render(**({"seed": 0, "frames": 1, "size": (2, 2)} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("knob", "message"),
+    [
+        ({"objects": -1}, "objects must be at least 0, got -1"),
+        ({"scale": (2, 1)}, "scale must be an increasing range of positive factors"),
+        ({"scale": (0, 1)}, "scale must be an increasing range of positive factors"),
+        ({"flat": 1.5}, "flat must lie in 0 … 1, got 1.5"),
+        ({"repeated": -0.1}, "repeated must lie in 0 … 1"),
+        ({"light_change": 2}, "light_change must lie in 0 … 1"),
+        ({"fov_jitter": float("nan")}, "fov_jitter must lie in 0 … 1"),
+    ],
+)
+def test_knobs_name_their_range(knob, message):
+    with pytest.raises(ValueError, match=message):
+        Difficulty(**knob)
+
+
+@laws
+@given(seeds, st.sampled_from(sorted(TRAJECTORIES)), st.floats(0.1, 1))
+def test_a_change_of_light_leaves_depth_and_cameras_as_they_are(seed, trajectory, change):
+    steady, changed = (
+        render(seed, 3, (12, 16), trajectory, difficulty=Difficulty(light_change=c)) for c in (0.0, change)
+    )
+    for name in ("depth", "world_points", "intrinsics", "extrinsics"):
+        assert torch.equal(getattr(steady, name), getattr(changed, name))
+    assert (steady.images - changed.images).abs().mean() > 0.01 * change
+    assert 0 <= changed.images.min() <= changed.images.max() <= 1
+
+
+def test_light_changes_between_the_views_of_a_scene():
+    still = render(range(6), 3, SMALL, "video", pace=(0, 0), difficulty=Difficulty(light_change=1))
+    assert (still.images.mean((2, 3, 4)).std(1)).min() > 0.01
+
+
+@laws
+@given(seeds, st.floats(0, 1))
+def test_focal_lengths_of_a_scene_differ_as_much_as_the_knob_says(seed, jitter):
+    fixed, jittered = (
+        render(seed, 20, (1, 1), difficulty=Difficulty(fov_jitter=j), dtype=torch.float64) for j in (0.0, jitter)
+    )
+    assert torch.equal(fixed.extrinsics, jittered.extrinsics)
+    ratio = (jittered.intrinsics / fixed.intrinsics)[0, :, 0, 0].log() / math.log(1.5)
+    assert ratio.abs().max() <= jitter + 1e-12
+    assert ratio.max() - ratio.min() >= jitter - 1e-12
+
+
+@laws
+@given(seeds, st.sampled_from(sorted(KINDS)))
+def test_repeated_surfaces_share_everything_and_flat_ones_show_little(seed, kind):
+    scene, _ = sample([seed], kind, Difficulty(repeated=1, flat=1), list(TEXTURES))
+    for name in ("texture", "salt", "cell", "colours"):
+        walls, solids = getattr(scene, name).split([6, scene.centre.shape[1] - 1], 1)
+        assert (walls == walls[:, :1]).all()
+        assert (solids == solids[:, :1]).all()
+    first, second = scene.colours.split(3, -1)
+    assert (first - second).abs().max() <= 0.2
+
+
+def test_scale_is_a_factor_on_texture_cells():
+    one, scaled = (sample(range(50), "indoor", Difficulty(scale=s), ["dots"])[0].cell for s in ((1, 1), (0.5, 3)))
+    factor = scaled / one
+    assert 0.5 <= factor.min() < 0.55
+    assert 2.8 < factor.max() <= 3
 
 
 def images_per_second(compile: bool) -> float:

@@ -47,4 +47,4 @@ class RewriteBug(VggtCompileError, AssertionError):
 
 
 class BadInput(VggtCompileError, ValueError):
-    """Images, folders or arguments that the command line cannot work with."""
+    """Images, folders or arguments that cannot be worked with."""

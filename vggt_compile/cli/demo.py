@@ -28,7 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="weights for it (default: random)")
     parser.add_argument("--images", metavar="DIR", help="a folder of images instead of a rendered scene")
     parser.add_argument("--resize", action="store_true", help="resize images to --size or the nearest that fits")
-    parser.add_argument("--scene", choices=("orbit", "walk", "wide"), default="orbit", help="(default: orbit)")
+    parser.add_argument(
+        "--scene", choices=("orbit", "video", "wide", "rig", "rooms"), default="orbit", help="(default: orbit)"
+    )
     parser.add_argument("--frames", type=int, metavar="N", help=f"(default: {SCENE[0]} of a scene, all of a folder)")
     add_size(parser, default="{} {}, or that of the images".format(*SCENE[1]))
     parser.add_argument("--seed", type=int, default=0, help="of the scene and of random weights (default: 0)")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 FEW_FRAMES = 24
-PASSES = 4
+PASSES = 6
 
 
 def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -44,8 +44,9 @@ def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, star
     """Run a dense head over runs of frames, as its own loop does, but in one pass or in `PASSES`.
 
     A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here
-    one graph serves all counts below `FEW_FRAMES` and one all others. A pass of 300 frames of 392×518 in VGGT-1B holds
-    75 of them, about 23 GiB by the sizes of its activations (not measured), against 20 of 24 layers no longer kept.
+    one graph serves all counts below `FEW_FRAMES` and one all others. More passes cost compile time, fewer cost memory:
+    of 300 frames a pass holds 50, which also stays below the size (61 frames of 392×518) above which the published
+    heads interpolate in parts, a graph of its own.
     """
     frames = images.shape[1]
     if chunk is None or frames < FEW_FRAMES:

@@ -1,5 +1,6 @@
-"""A scene is a pure function of its seed: each scene draws from its own CPU generators, one for each purpose."""
+"""A scene is a pure function of its seed: each scene draws from streams of its own, one for each purpose."""
 
+import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
@@ -8,8 +9,11 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-PURPOSES = ("layout", "materials", "light", "cameras")
-SEEDS = 2**32  # torch's CPU generator reads only the low 32 bits; larger seeds would repeat scenes silently
+PURPOSES = ("layout", "materials", "light", "cameras", "views")
+SEEDS = 2**32
+TRAINING_SEEDS = range(SEEDS // 2)
+HELD_OUT_SEEDS = range(SEEDS // 2, SEEDS)  # for judging a model; nothing is ever trained on them
+STRIDE = -0x61C8864680B583EB  # 2**64 over the golden ratio, as int64: SplitMix64 steps by it
 
 
 def pick(table: Mapping[str, T], name: str, what: str) -> T:
@@ -23,18 +27,23 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
 class Dice:
     """Uniform numbers [B, *shape], float64 on the CPU; row i depends on seed i, the purpose and the calls before it.
 
+    Number n of a stream is a hash of the stream and n, so that all rows of a batch come from a few tensor operations.
     A stream for each purpose keeps the geometry of a seed when, say, a new texture draws one number more.
     """
 
     def __init__(self, seeds: Sequence[int], purpose: str) -> None:
-        salt = PURPOSES.index(purpose) * 0x85EBCA6B
-        # An odd multiplier is a bijection modulo 2**32: two seeds never share a stream.
-        self.generators = [torch.Generator().manual_seed((seed * 0x9E3779B1 + salt) % SEEDS) for seed in seeds]
+        # Seed and purpose share no bits of the key, and scrambling is a bijection: no two streams start alike.
+        keys = torch.tensor(seeds, dtype=torch.int64) + PURPOSES.index(purpose) * SEEDS
+        self.streams = scramble(keys)
+        self.drawn = 0
 
     def uniform(self, low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
         """Numbers in [low, high); tensor bounds broadcast against [B, *shape]."""
-        draws = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in self.generators])
-        return low + (high - low) * draws
+        index = self.drawn + torch.arange(math.prod(shape))
+        self.drawn += len(index)
+        bits = scramble(self.streams[:, None] + index * STRIDE)
+        draws = ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+        return low + (high - low) * draws.view(len(draws), *shape)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Integers in 0 … high − 1 as int64 (high < 2**52)."""
@@ -43,6 +52,13 @@ class Dice:
     def sign(self, *shape: int) -> Tensor:
         """−1 or +1."""
         return self.integers(2, *shape).double() * 2 - 1
+
+
+def scramble(bits: Tensor) -> Tensor:
+    """SplitMix64's bijection of int64 [...] (Steele, Lea and Flood 2014), with wrapping products."""
+    bits = (bits ^ (bits >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
+    bits = (bits ^ (bits >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
+    return bits ^ (bits >> 31 & 2**33 - 1)
 
 
 def checked_seeds(seed: int | Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile.scenes.dice import Dice, pick
+from vggt_compile.scenes.difficulty import Difficulty
 from vggt_compile.scenes.textures import TEXTURES
 
 FACES = 6  # the room's faces have a material each: −x, +x, −y, +y, floor, ceiling; after them one for each object
@@ -31,10 +32,13 @@ class Scene:
     colours: Tensor  # [B, M, 6] two display colours
     lamp: Tensor  # [B, 3] position of the light
     light: Tensor  # [B, 5] ambient, direct, and the direct light's colour
+    gain: Tensor  # [B, 3] the camera's factor on display colours: exposure and colour cast
+    quarters: bool = False  # whether each quarter of the floor has a lamp of its own, mirror images of `lamp`
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Scene":
         """The scene with `change` applied to every tensor."""
-        tensors: dict[str, Any] = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "boxes"}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if torch.is_tensor(value)}
         return replace(self, **tensors)
 
 
@@ -54,6 +58,7 @@ class Solids(NamedTuple):
     spheres: tuple[Tensor, Tensor]  # centre [B, m, 3], radius [B, m]
     region: Region
     cell: tuple[float, float]  # metres, range of the room's texture cells
+    quarters: bool = False  # see Scene
 
 
 Kind = Callable[[Dice, int], Solids]
@@ -155,22 +160,72 @@ def objects(dice: Dice, objects: int) -> Solids:
     return Solids((parts[0], parts[1], parts[2]), spheres, region, (0.4, 1.2))
 
 
-def paint(dice: Dice, count: int, textures: Sequence[str], cell: tuple[float, float]) -> dict[str, Tensor]:
+@kind
+def rooms(dice: Dice, objects: int) -> Solids:
+    """Four furnished rooms around a pillar, each joined to the next by a doorway that the cameras' ring leads through.
+
+    Two crossed walls end short of the ring, four stubs go on from it to the outer walls, and two beams lie over the
+    doorways. Beams are thicker than walls, so that no two faces lie in one plane.
+    """
+    centre, half = room(dice, (4.0, 5.5), (2.6, 3.4))
+    zeros = torch.zeros(len(half), 1, dtype=half.dtype)
+    ring = torch.tensor([0.5, 0.72], dtype=half.dtype).expand(len(half), 2)
+    inner, outer = ring[:, :1] * dice.uniform(0.3, 0.9, 1), ring[:, 1:] * 1.1
+    thick, door = dice.uniform(0.04, 0.1, 1), dice.uniform(2.15, 2.35, 1)
+    partitions = [
+        upright(half, axis, low * half[:, axis, None], high * half[:, axis, None], bottom, thick + extra)
+        for axis in (0, 1)
+        for low, high, bottom, extra in (
+            (-inner, inner, zeros, 0.0),
+            (-zeros - 1, -outer, zeros, 0.0),
+            (outer, zeros + 1, zeros, 0.0),
+            (zeros - 1, zeros + 1, door, 0.02),
+        )
+    ]
+    walls, low = objects // 3, objects - objects // 3
+    place = spread(dice, low, 0.15, 0.62) * half[:, None, :2]
+    boxes = standing(dice, place[:, : (low + 1) // 2], zeros, (0.15, 0.4), (0.25, 1.0))
+    spheres = balls(dice, place[:, (low + 1) // 2 :], zeros, (0.15, 0.45), boxes, zeros + 1.15)
+    height = torch.cat([zeros + 1.3, zeros + 1.9], -1)
+    region = Region(torch.cat([zeros, zeros, zeros + 0.9], -1), half[:, :2], ring, height)
+    groups = [(centre[:, None], half[:, None], zeros), *partitions, furniture(dice, walls, half), boxes]
+    parts = [torch.cat(three, 1) for three in zip(*groups, strict=True)]
+    return Solids((parts[0], parts[1], parts[2]), spheres, region, (0.25, 0.9), quarters=True)
+
+
+def upright(half: Tensor, axis: int, low: Tensor, high: Tensor, bottom: Tensor, thick: Tensor) -> tuple:
+    """A wall (centre, half, yaw) in the plane through the room's axis along x or y: low to high, bottom to ceiling."""
+    zeros, top = torch.zeros_like(low), 2 * half[:, 2:]
+    middle, length = (low + high) / 2, (high - low) / 2
+    centre = [middle, zeros] if axis == 0 else [zeros, middle]
+    size = [length, thick] if axis == 0 else [thick, length]
+    height = [(bottom + top) / 2, (top - bottom) / 2]
+    return torch.stack([*centre, height[0]], -1), torch.stack([*size, height[1]], -1), zeros
+
+
+def paint(
+    dice: Dice, count: int, textures: Sequence[str], cell: tuple[float, float], difficulty: Difficulty
+) -> dict[str, Tensor]:
     """Materials [B, 6 + count]: pale room, vivid objects; the second colour is lighter or darker, near in hue."""
-    faces = torch.arange(FACES + count) < FACES
-    hue, saturation = dice.uniform(0.0, 1.0, FACES + count), dice.uniform(0.25, 1.0, FACES + count)
-    value = dice.uniform(0.6, 1.0, FACES + count)
+    surfaces = torch.arange(FACES + count)
+    faces, count = surfaces < FACES, len(surfaces)
+    hue, saturation = dice.uniform(0.0, 1.0, count), dice.uniform(0.25, 1.0, count)
+    value = dice.uniform(0.6, 1.0, count)
     saturation = torch.where(faces, saturation * 0.3, saturation * 0.8)
-    other = (hue + dice.uniform(-0.15, 0.15, FACES + count)) % 1.0
-    darker = value * dice.uniform(0.3, 0.75, FACES + count)
-    colours = torch.cat([hsv(hue, saturation, value), hsv(other, saturation, darker)], -1)
-    metres = torch.where(faces, dice.uniform(*cell, FACES + count), dice.uniform(0.08, 0.3, FACES + count))
-    return {
-        "texture": dice.integers(len(textures), FACES + count),
-        "salt": dice.integers(2**31, FACES + count).int(),
-        "cell": metres,
-        "colours": colours,
-    }
+    other = (hue + dice.uniform(-0.15, 0.15, count)) % 1.0
+    darker = value * dice.uniform(0.3, 0.75, count)
+    first, second = hsv(hue, saturation, value), hsv(other, saturation, darker)
+    metres = torch.where(faces, dice.uniform(*cell, count), dice.uniform(0.08, 0.3, count))
+    materials = {"texture": dice.integers(len(textures), count), "salt": dice.integers(2**31, count).int()}
+    low, high = map(math.log, difficulty.scale)
+    materials["cell"] = metres * dice.uniform(low, high, count).exp()
+    flat = dice.uniform(0.0, 1.0, count) < difficulty.flat
+    towards = torch.where(flat, dice.uniform(0.4, 0.48, count), 0.0)[..., None]  # at 0.5 both colours are their mean
+    materials["colours"] = torch.cat([first.lerp(second, towards), second.lerp(first, towards)], -1)
+    original = torch.where(faces, 0, FACES)
+    source = torch.where(dice.uniform(0.0, 1.0, count) < difficulty.repeated, original, surfaces)
+    rows = torch.arange(len(source))[:, None]
+    return {name: tensor[rows, source] for name, tensor in materials.items()}
 
 
 def hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -180,25 +235,33 @@ def hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return value[..., None] * (1 - saturation[..., None] * fall)
 
 
-def sample(seeds: Sequence[int], name: str, objects: int, textures: Sequence[str]) -> tuple[Scene, Region]:
+def lights(dice: Dice, half: Tensor, quarters: bool) -> dict[str, Tensor]:
+    """Lamp and light of rooms with half extents [B, 3] that stand on z = 0."""
+    spot = torch.cat([dice.uniform(-0.5, 0.5, 2), dice.uniform(0.75, 0.95, 1)], -1)
+    light = torch.cat([dice.uniform(0.3, 0.5, 1), dice.uniform(0.7, 0.95, 1), dice.uniform(0.88, 1.0, 3)], -1)
+    lamp = spot * half * torch.tensor([1.0, 1.0, 2.0], dtype=half.dtype)
+    if quarters:  # from the middle of a quarter, away from its walls
+        lamp[:, :2] = 0.25 * half[:, :2] + 0.5 * lamp[:, :2].abs()
+    return {"lamp": lamp, "light": light}
+
+
+def sample(seeds: Sequence[int], name: str, difficulty: Difficulty, textures: Sequence[str]) -> tuple[Scene, Region]:
     """The scenes of these seeds, float64 on the CPU, and where cameras may go in them."""
     for chosen in textures:
         pick(TEXTURES, chosen, "texture")
-    solids = pick(KINDS, name, "kind")(Dice(seeds, "layout"), objects)
+    solids = pick(KINDS, name, "kind")(Dice(seeds, "layout"), difficulty.objects)
     (centre, half, yaw), (middle, radius) = solids.boxes, solids.spheres
-    dice = Dice(seeds, "light")
-    spot = torch.cat([dice.uniform(-0.5, 0.5, 2), dice.uniform(0.75, 0.95, 1)], -1)
-    light = torch.cat([dice.uniform(0.3, 0.5, 1), dice.uniform(0.7, 0.95, 1), dice.uniform(0.88, 1.0, 3)], -1)
     turn = torch.stack([yaw.cos(), yaw.sin()], -1)
     upright = torch.tensor([1.0, 0.0], dtype=turn.dtype).expand(len(seeds), radius.shape[1], 2)
+    solid_count = centre.shape[1] + radius.shape[1]
     scene = Scene(
         boxes=centre.shape[1],
         centre=torch.cat([centre, middle], 1),
         half=torch.cat([half, radius[..., None].expand(-1, -1, 3)], 1),
         turn=torch.cat([turn, upright], 1),
-        lamp=centre[:, 0] * torch.tensor([1.0, 1.0, 0.0], dtype=half.dtype)
-        + spot * half[:, 0] * torch.tensor([1, 1, 2]),
-        light=light,
-        **paint(Dice(seeds, "materials"), centre.shape[1] - 1 + radius.shape[1], textures, solids.cell),
+        gain=torch.ones_like(half[:, 0]),
+        quarters=solids.quarters,
+        **lights(Dice(seeds, "light"), half[:, 0], solids.quarters),
+        **paint(Dice(seeds, "materials"), solid_count - 1, textures, solids.cell, difficulty),
     )
     return scene, solids.region
