@@ -31,13 +31,16 @@ def lift(softmax: Node) -> AttentionCall | Skip | None:
     operands = dialect.matmul_operands(product)
     if operands is None:
         return Skip("a mask or bias is added to its logits") if _adds_to_product(product) else None
-    k = dialect.transposed(operands[1])
+    *k_scalings, keys = _peel(operands[1], pure=True)
+    k = dialect.transposed(keys)
     if k is None:
-        return None
+        meant = _mixes_last(keys) and any(dialect.matmul_operands(user) for user in softmax.users)
+        return Skip("its keys are transposed by a permutation of other dimensions too") if meant else None
     if any(len(node.users) != 1 for node in (*scalings, product)):
         return Skip("its logits are changed in place or used elsewhere")
     *q_scalings, q = _peel(operands[0], pure=True)
-    if any(dialect.in_place(user) and user > (*q_scalings, product)[0] for node in (q, k) for user in node.users):
+    read = min((*q_scalings, *k_scalings, product))
+    if any(dialect.in_place(user) and user > read for node in (q, k, keys) for user in node.users):
         return Skip("its queries or keys are changed in place")
     weights = softmax
     while len(weights.users) == 1 and dialect.inert_source(user := next(iter(weights.users))) is weights:
@@ -48,7 +51,9 @@ def lift(softmax: Node) -> AttentionCall | Skip | None:
     meeting = dialect.matmul_operands(out)
     if meeting is None or meeting[0] is not weights:
         return Skip(f"its attention weights go through {out.target} before they meet the values")
-    factors = (factor[1] for node in (*scalings, *q_scalings) if (factor := dialect.scaled(node)) is not None)
+    factors = (
+        factor[1] for node in (*scalings, *q_scalings, *k_scalings) if (factor := dialect.scaled(node)) is not None
+    )
     return AttentionCall(out, q, k, meeting[1], scale=math.prod(factors), spelled_out=True)
 
 
@@ -64,6 +69,11 @@ def _peel(node: Node, *, pure: bool = False) -> list[Node]:
         node = factor[0]
         path.append(node)
     return path
+
+
+def _mixes_last(node: Node) -> bool:
+    order = dialect.permutation(node)
+    return order is not None and order[-1] != len(order) - 1
 
 
 def _adds_to_product(node: Node) -> bool:

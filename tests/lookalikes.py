@@ -118,6 +118,48 @@ class Head(nn.Module):
         return self.colours(images.movedim(2, -1)).movedim(-1, 2) * scale
 
 
+class Attributes(dict):
+    """A dictionary read by attributes, with state of its own out of their way."""
+
+    def __init__(self, given: dict | None = None) -> None:
+        object.__setattr__(self, "closed", False)
+        for key, value in (given or {}).items():
+            self[key] = value
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if object.__getattribute__(self, "closed"):
+            raise KeyError(name)
+        super(Attributes, self).__setitem__(name, value)  # noqa: UP008
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self[name] = value
+
+    def __getattr__(self, name: str) -> object:
+        return self[name]
+
+
+class FlatHead(nn.Module):
+    """A dense head that works on chunks of batch times frames and returns a dictionary class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 1)
+
+    def forward(
+        self, feats: list[tuple[Tensor, ...]], H: int, W: int, patch_start_idx: int, chunk_size: int = 8
+    ) -> Attributes:
+        batch, frames, tokens, width = feats[0][0].shape
+        flat = [feat[0].reshape(batch * frames, tokens, width) for feat in feats]
+        if chunk_size is None or chunk_size >= frames:
+            depth = self.mix(flat[0][:, patch_start_idx:])
+        else:
+            starts = range(0, batch * frames, chunk_size)
+            depth = torch.cat([self.mix(flat[0][i : i + chunk_size, patch_start_idx:]) for i in starts])
+        out = Attributes({"depth": depth.reshape(batch, frames, H, W)})
+        out.confidence = out.depth.exp()
+        return out
+
+
 class Log:
     def __init__(self) -> None:
         self.said: list[str] = []

@@ -324,3 +324,12 @@ def test_inductor_settings_take_both_spellings() -> None:
 
 def test_options_default_to_the_default_recipe() -> None:
     assert Options.read(None) == Options.read({}) == Options(resolve(DEFAULT))
+
+
+@pytest.mark.parametrize(
+    ("text", "near"), [("0-1000000000", "0-"), ("7-10000", "7-"), ("10000", "0-"), ("99999-", "0-")]
+)
+def test_a_range_has_a_bound(text: str, near: str) -> None:
+    with pytest.raises(PlanError, match=f"'{text}' names layers beyond 9999; for all up to the last write '{near}'"):
+        Layers.read(text)
+    assert 9999 in Layers.read("0-9999").closed()

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lookalikes import (
     AsksForLocals,
+    Attributes,
     ColumnsFirst,
+    FlatHead,
     Head,
     Positions,
     ScaledRotary,
@@ -38,6 +40,8 @@ CLASSES = {
     TableRotary: "forward",
     Positions: "__call__",
     Head: "forward",
+    FlatHead: "forward",
+    Attributes: "__setitem__",
     AsksForLocals: "forward",
     TalksToCuda: "forward",
 }
@@ -273,6 +277,49 @@ def test_frame_counts_of_a_head_compile_at_most_twice() -> None:
             out = call([torch.randn(1, frames, 6, 4)], torch.randn(1, frames, 3, 8, 8), 2, frames_chunk_size=8)
             assert out.shape == (1, frames, 2, 8, 8)
     assert len(seen) <= 2
+
+
+@pytest.mark.parametrize("frames", [1, 8, 9, 23, 24, 50])
+def test_a_head_that_returns_a_dictionary_class_is_one_graph(frames: int) -> None:
+    head, tokens = FlatHead(), torch.randn(2, frames, 8, 4, generator=torch.Generator().manual_seed(0))
+    out, count = graphs(head, [(tokens,)], 2, 3, 2)
+    assert count == 1
+    with torch.no_grad():
+        eager, exact = head([(tokens,)], 2, 3, 2), copy.deepcopy(head).double()([(tokens.double(),)], 2, 3, 2)
+    assert type(out) is type(eager) is Attributes
+    assert list(out) == list(eager) == ["depth", "confidence"]
+    from numerics import assert_as_accurate
+
+    for name in out:
+        assert_as_accurate(out[name], eager[name], exact[name])
+
+
+def test_frame_counts_of_a_flattened_head_compile_at_most_twice() -> None:
+    head, seen = FlatHead(), []
+
+    def backend(gm: Any, _: Any) -> Any:
+        seen.append(gm)
+        return gm.forward
+
+    call = torch.compile(head, backend=backend, dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for frames in range(9, 40, 2):
+            assert call([(torch.randn(1, frames, 8, 4),)], 2, 3, 2).depth.shape == (1, frames, 2, 3)
+    assert len(seen) <= 2
+
+
+def test_a_dictionary_class_stays_as_strict_as_it_was() -> None:
+    given = Attributes({"a": 1})
+    object.__setattr__(given, "closed", True)
+    with pytest.raises(KeyError):
+        given.b = 2
+    form = rebuilt(original(Attributes, "__setitem__"))
+    assert form is not None
+    with pytest.raises(KeyError):
+        form(given, "b", 2)
+    bare = Attributes.__new__(Attributes)
+    with pytest.raises(AttributeError):
+        form(bare, "b", 2)
 
 
 def test_a_logger_that_prints_is_silent_while_tracing_only(capsys: pytest.CaptureFixture) -> None:

@@ -102,6 +102,14 @@ def test_the_trunk_is_one_graph_with_a_path_on_every_attention(name: str, net: n
     assert report.notes == []
 
 
+def test_the_whole_model_is_one_graph(name: str, net: nn.Module) -> None:
+    capture = Capture()
+    x = scene(name, 1, 4)
+    out = torch.compile(net, backend=capture, dynamic=False, fullgraph=True)(x)
+    assert len(capture.graphs) == 1
+    assert same_bits(out, by_hand(name, net, x))
+
+
 def test_dense_plans_and_eager_calls_keep_every_bit(name: str, net: nn.Module) -> None:
     x, untouched = scene(name, 2), copy.deepcopy(net)
     before = untouched(x)

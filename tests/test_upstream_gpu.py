@@ -137,8 +137,7 @@ def test_one_graph_holds_every_attention_and_each_has_a_path(traced: Traced) -> 
     rows = trunks[0].rows
     assert {s: sum(row.scope == s for row in rows) for s in ("global", "frame", "other")} == SITES[traced.name]
     assert all(row.path in traced.paths for row in rows)
-    if traced.name != "da3":  # its heads are graphs of their own
-        assert len(traced.graphs) == 1
+    assert len(traced.graphs) == 1
 
 
 def test_the_dense_plan_has_the_bits_of_no_plan(traced: Traced) -> None:

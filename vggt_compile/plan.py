@@ -21,6 +21,9 @@ from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.registry import AXES, IDENTITY, find_method
 from vggt_compile.registry import families as registered_families
 
+MOST_LAYERS = 10_000
+"""Far more than any model has; a range is a set of indices somewhere, so it must not be as long as one likes."""
+
 _RANGE = re.compile(r"(\d+)(?:(-)(\d+)?)?")
 
 
@@ -105,6 +108,9 @@ class Layers:
         first, dash, last = int(match[1]), match[2], match[3]
         if last is not None and int(last) < first:
             raise PlanError(f"the range of layers {text!r} is empty; did you mean '{last}-{first}'?")
+        if max(first, int(last or 0)) >= MOST_LAYERS:
+            near = f"{first}-" if first < MOST_LAYERS else "0-"
+            raise PlanError(f"{text!r} names layers beyond {MOST_LAYERS - 1}; for all up to the last write {near!r}")
         return first, (int(last) if last is not None else None if dash else first)
 
     def __contains__(self, layer: int) -> bool:

@@ -51,12 +51,30 @@ def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, star
     frames = images.shape[1]
     if chunk is None or frames < FEW_FRAMES:
         return forward(tokens, images, start, None)
-    step = frames // PASSES
-    cuts = [*(index * step for index in range(PASSES)), frames]
     parts = [
         forward([None if t is None else t[:, a:b] for t in tokens], images[:, a:b], start, None)
-        for a, b in itertools.pairwise(cuts)
+        for a, b in _runs(frames)
     ]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts, 1)
     return tuple(torch.cat(outputs, 1) for outputs in zip(*parts, strict=True))
+
+
+def flattened_in_few_passes(
+    forward: Callable[..., Any], feats: Any, height: int, width: int, start: int, chunk: int | None
+) -> Any:
+    """The same for a head whose loop runs over batch times frames, and which returns a dictionary.
+
+    Args:
+        feats: a sequence for each level, of which the head reads the first: tokens [B, F, P, D].
+    """
+    frames = feats[0][0].shape[1]
+    if chunk is None or frames < FEW_FRAMES:
+        return forward(feats, height, width, start, None)
+    parts = [forward([(feat[0][:, a:b],) for feat in feats], height, width, start, None) for a, b in _runs(frames)]
+    return type(parts[0])({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
+
+
+def _runs(frames: int) -> list[tuple[int, int]]:
+    step = frames // PASSES
+    return list(itertools.pairwise([*(index * step for index in range(PASSES)), frames]))

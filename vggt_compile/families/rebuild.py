@@ -4,6 +4,7 @@
 again, and the question becomes `x is not ...`. `torch.cuda.synchronize()` and `torch.cuda.empty_cache()` change no
 value and are left out; inside a loop they would make Dynamo give up the whole function. What
 `torch.cuda.is_bf16_supported()` answers is a fact of the machine, and stands there as a constant.
+`object.__getattribute__(x, "k")` of a dictionary class first looks into `x.__dict__`, which Dynamo can read.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ def needs_rebuilding(function: FunctionType) -> bool:
     return not told_by.isdisjoint(function.__code__.co_names)
 
 
+def reads_around_getattr(function: FunctionType) -> bool:
+    """Whether a method asks `object` for an attribute, as dictionaries with attribute access do for their own state."""
+    return "__getattribute__" in function.__code__.co_names
+
+
 def rebuilt(function: FunctionType) -> FunctionType | None:
     """The function in a traceable form; None where it cannot be given one.
 
     That is where `locals()` is asked for more than whether a name is bound, and where the source means something else
     outside its class or closure.
     """
-    if function.__code__.co_freevars:
+    if set(function.__code__.co_freevars) - {"__class__"}:  # which the mere word `super` brings along
         return None
     try:
         source = textwrap.dedent(inspect.getsource(function))
@@ -43,7 +49,7 @@ def rebuilt(function: FunctionType) -> FunctionType | None:
     names = {node.left.value for node in ast.walk(definition) if _asks(node)}  # type: ignore[attr-defined]
     definition.decorator_list = []
     definition = _Rebind(names).visit(definition)
-    if any(_is_locals(node) or _is_private(node) for node in ast.walk(definition)):
+    if any(_is_locals(node) or _is_private(node) or _wants_class(node) for node in ast.walk(definition)):
         return None
     _forget_defaults(definition.args)
     parameters = {arg.arg for arg in ast.walk(definition.args) if isinstance(arg, ast.arg)}
@@ -67,6 +73,13 @@ def _is_private(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__")
 
 
+def _wants_class(node: ast.AST) -> bool:
+    """`super()` or `__class__`, which mean the class whose body they stand in."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super":
+        return not node.args
+    return isinstance(node, ast.Name) and node.id == "__class__"
+
+
 def _is_locals(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "locals"
 
@@ -87,6 +100,21 @@ def _is_cuda_hint(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func) in _HINTS
 
 
+def _looks_past_getattr(node: ast.Call) -> bool:
+    """`object.__getattribute__(x, "k")` on a variable."""
+    return ast.unparse(node.func) == "object.__getattribute__" and [type(arg) for arg in node.args] == [
+        ast.Name,
+        ast.Constant,
+    ]
+
+
+def _instance_first(node: ast.Call) -> ast.expr:
+    """`x.__dict__["k"]` where it is there; the call as it was, with its AttributeError, where it is not."""
+    where, name = (ast.unparse(arg) for arg in node.args)
+    text = f"{where}.__dict__[{name}] if {name} in {where}.__dict__ else {ast.unparse(node)}"
+    return ast.parse(text, mode="eval").body
+
+
 def _unbound(name: str) -> ast.Assign:
     return ast.Assign([ast.Name(name, ast.Store())], ast.Constant(...))
 
@@ -105,6 +133,8 @@ class _Rebind(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if ast.unparse(node.func) == _CAPABILITY and not node.args and not node.keywords:
             return ast.Constant(torch.cuda.is_bf16_supported())
+        if _looks_past_getattr(node):
+            return ast.copy_location(_instance_first(node), node)
         return self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:

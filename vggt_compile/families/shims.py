@@ -7,6 +7,7 @@ code does; where its traceable form can be compared with it, it must give the sa
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_compile.families.forms import grid_positions, in_few_passes, rotate
-from vggt_compile.families.rebuild import needs_rebuilding, rebuilt
+from vggt_compile.families.forms import flattened_in_few_passes, grid_positions, in_few_passes, rotate
+from vggt_compile.families.rebuild import needs_rebuilding, reads_around_getattr, rebuilt
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ def recognise(cls: type) -> Iterator[Shim]:
         yield _silence(logger)
     for method, function in list(vars(cls).items()):
         if isinstance(function, FunctionType) and needs_rebuilding(function):
-            yield from _rebuilt(cls, method, function)
+            yield from _rebuilt(cls, method, function, "rebuilt without locals(), CUDA hints and capability queries")
+    for dictionary in _dictionaries_beside(cls):
+        yield from _readable(dictionary)
+    if _loops_over_flattened_frames(cls):
+        yield _few_passes_of_flattened(cls)
     if _loops_over_frames(cls):
         yield _few_passes(cls)
     if _reads_largest_position(cls):
@@ -166,10 +171,44 @@ def _few_passes(cls: type) -> Shim:
     return Shim(cls, "forward", forward, _by_name(forward, form), what)
 
 
-def _rebuilt(cls: type, method: str, function: FunctionType) -> Iterator[Shim]:
+def _loops_over_flattened_frames(cls: type) -> bool:
+    """A dense head: forward(feats, H, W, patch_start_idx, chunk_size) that makes batch and frames one axis."""
+    function = vars(cls).get("forward")
+    return (
+        {"range", "reshape"} <= _names_in(cls, "forward", 5)
+        and isinstance(function, FunctionType)
+        and function.__code__.co_varnames[1:6] == ("feats", "H", "W", "patch_start_idx", "chunk_size")
+        and not function.__code__.co_flags & inspect.CO_VARKEYWORDS  # what it takes there would have to be cut as well
+    )
+
+
+def _few_passes_of_flattened(cls: type) -> Shim:
+    forward = vars(cls)["forward"]
+
+    def form(self: Any, feats: Any, height: int, width: int, start: int, chunk: int | None = 8) -> Any:
+        return flattened_in_few_passes(functools.partial(forward, self), feats, height, width, start, chunk)
+
+    what = "a number of chunks that does not change with every frame count"
+    return Shim(cls, "forward", forward, _by_name(forward, form), what)
+
+
+def _dictionaries_beside(cls: type) -> list[type]:
+    """Dictionary classes that a model's module names."""
+    beside = vars(sys.modules.get(cls.__module__, object)).values()
+    return [c for c in beside if isinstance(c, type) and issubclass(c, dict) and not c.__module__.startswith("torch.")]
+
+
+def _readable(cls: type) -> Iterator[Shim]:
+    """Methods of a dictionary class that keep its state out of the way of its own __getattr__."""
+    for method, function in list(vars(cls).items()):
+        if isinstance(function, FunctionType) and reads_around_getattr(function):
+            yield from _rebuilt(cls, method, function, "a dictionary that reads its own state where tracing can")
+
+
+def _rebuilt(cls: type, method: str, function: FunctionType, what: str) -> Iterator[Shim]:
     form = rebuilt(function)
     if form is not None:
-        yield Shim(cls, method, function, form, "rebuilt without locals(), CUDA hints and capability queries")
+        yield Shim(cls, method, function, form, what)
 
 
 def _printing_loggers(cls: type) -> list[type]:

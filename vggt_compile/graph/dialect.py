@@ -151,16 +151,27 @@ def transposed(node: object) -> Node | None:
         return None
     if node.target in _MT or (node.target is getattr and node.args[1] == "mT"):
         return source
+    order = permutation(node)
+    return source if order is not None and order == _swapped(len(order), -2, -1) else None
+
+
+def permutation(node: Node) -> list[int] | None:
+    """The order of dimensions of a permute or a transpose."""
     ndim = getattr(value(node), "ndim", 0)
     dims: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
     if not dims or not all(isinstance(dim, int) for dim in dims):
         return None
-    places = [int(dim) % ndim for dim in dims]
     if _calls(node, _PERMUTE, ("permute",)):
-        return source if places == [*range(ndim - 2), ndim - 1, ndim - 2] else None
-    if _calls(node, _TRANSPOSE, ("transpose", "swapaxes")):
-        return source if set(places) == {ndim - 1, ndim - 2} else None
+        return [int(dim) % ndim for dim in dims]
+    if _calls(node, _TRANSPOSE, ("transpose", "swapaxes")) and len(dims) == 2:
+        return _swapped(ndim, *dims)
     return None
+
+
+def _swapped(ndim: int, one: int, other: int) -> list[int]:
+    order = list(range(ndim))
+    order[one], order[other] = order[other], order[one]
+    return order
 
 
 def in_place(node: Node) -> bool:
