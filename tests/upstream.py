@@ -67,5 +67,14 @@ def modules(*names: str) -> list[ModuleType]:
 
 
 def _pop_packages() -> dict[str, ModuleType]:
+    _forget_aliases()
     names = [m for m in sys.modules if m.split(".")[0] in PACKAGES]
     return {m: sys.modules.pop(m) for m in names}
+
+
+def _forget_aliases() -> None:
+    """Dynamo's guards reach a module through an alias in the globals that a compile began in, by the module's name."""
+    aliases = tuple(f"__import_{package}_dot_" for package in PACKAGES)
+    for module in list(sys.modules.values()):
+        for name in [n for n in getattr(module, "__dict__", ()) if n.startswith(aliases)]:
+            delattr(module, name)
