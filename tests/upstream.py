@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch._dynamo.symbolic_convert import _import_module
 
 VARIABLE = "VGGT_COMPILE_UPSTREAM"
 ROOTS = {"vggt": ".", "Pi3": ".", "vggt-omega": ".", "Depth-Anything-3": "src", "FastVGGT": "."}
@@ -67,14 +68,6 @@ def modules(*names: str) -> list[ModuleType]:
 
 
 def _pop_packages() -> dict[str, ModuleType]:
-    _forget_aliases()
+    _import_module.cache_clear()  # Dynamo remembers modules by name, and would guard on those of the other checkout
     names = [m for m in sys.modules if m.split(".")[0] in PACKAGES]
     return {m: sys.modules.pop(m) for m in names}
-
-
-def _forget_aliases() -> None:
-    """Dynamo's guards reach a module through an alias in the globals that a compile began in, by the module's name."""
-    aliases = tuple(f"__import_{package}_dot_" for package in PACKAGES)
-    for module in list(sys.modules.values()):
-        for name in [n for n in getattr(module, "__dict__", ()) if n.startswith(aliases)]:
-            delattr(module, name)

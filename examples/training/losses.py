@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggt_compile.models.pose import Cameras, encode_pose
+from vggt_compile.models.pose import Cameras, decode_pose, encode_pose
 from vggt_compile.scenes import Views
 
 Losses = dict[str, Tensor]
@@ -42,13 +42,19 @@ def from_first_camera(views: Views) -> Truth:
 
 
 def vggt_loss(outputs: Mapping[str, Any], views: Views) -> Losses:
-    """Camera, depth and points; "total" is their weighted sum, which is to be minimised."""
+    """Camera, depth and points; "total" is their weighted sum, which is to be minimised.
+
+    Beside the encodings it compares the poses of all pairs of frames, as π³ does: poses relative to the first frame alone
+    took several times as many steps to learn anything about cameras.
+    """
     truth = from_first_camera(views)
     size = views.depth.shape[-2], views.depth.shape[-1]
     camera = camera_loss(outputs["pose_enc_list"], encode_pose(Cameras(truth.extrinsics, truth.intrinsics), size))
     depth = dense_loss(outputs["depth"], truth.depth[..., None], outputs["depth_conf"])
     points = dense_loss(outputs["world_points"], truth.points, outputs["world_points_conf"])
-    return {"total": 2 * camera + depth + points, "camera": camera, "depth": depth, "points": points}
+    rotation, translation = relative_pose_loss(decode_pose(outputs["pose_enc"], size).extrinsics, truth.extrinsics)
+    losses = {"camera": camera, "depth": depth, "points": points, "rotation": rotation, "translation": translation}
+    return {"total": 2 * camera + depth + points + rotation + 5 * translation, **losses}
 
 
 def camera_loss(steps: list[Tensor], target: Tensor) -> Tensor:
@@ -86,7 +92,7 @@ def pi3_loss(outputs: Mapping[str, Any], views: Views) -> Losses:
     points = outputs["local_points"] * scale[:, None, None, None, None]
     error = (weight * (points - target)).abs().sum(-1)
     normals = 1 - F.cosine_similarity(normals_of(points), normals_of(target), dim=-1)
-    rotation, translation = relative_pose_loss(outputs["camera_poses"], truth.extrinsics, scale)
+    rotation, translation = relative_pose_loss(world_to_camera(outputs["camera_poses"], scale), truth.extrinsics)
     good = (error.detach() < 0.1).to(error.dtype)
     confidence = F.binary_cross_entropy_with_logits(outputs["conf"][..., 0], good)
     losses = {"points": error.mean(), "normals": normals.mean(), "rotation": rotation, "translation": translation}
@@ -121,17 +127,24 @@ def normals_of(points: Tensor) -> Tensor:
     return torch.linalg.cross(across, down)
 
 
-def relative_pose_loss(poses: Tensor, extrinsics: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Angle (radians) and Huber loss of the translation between all pairs of frames.
+def world_to_camera(poses: Tensor, scale: Tensor) -> Tensor:
+    """Extrinsics `[B, S, 3, 4]` of camera-to-world transforms `[B, S, 4, 4]` in a world enlarged by `scale` `[B]`."""
+    rotation = poses[..., :3, :3].mT
+    return torch.cat((rotation, -rotation @ poses[..., :3, 3:] * scale[:, None, None, None]), -1)
 
-    `poses` `[B, S, 4, 4]` go from camera to world, `extrinsics` `[B, S, 3, 4]` from world to camera.
-    """
-    turn, move = poses[..., :3, :3], poses[..., :3, 3] * scale[:, None, None]
-    between = turn.mT[:, :, None] @ turn[:, None]
-    shift = torch.einsum("bsji,bstj->bsti", turn, move[:, None] - move[:, :, None])
-    true_turn, true_move = extrinsics[..., :3].mT, -(extrinsics[..., :3].mT @ extrinsics[..., 3:])[..., 0]
-    true_between = true_turn.mT[:, :, None] @ true_turn[:, None]
-    true_shift = torch.einsum("bsji,bstj->bsti", true_turn, true_move[:, None] - true_move[:, :, None])
-    chord = (between - true_between).square().sum((-2, -1)).add(1e-8).sqrt() / 8**0.5
-    angle = 2 * chord.clamp(max=1 - 1e-4).asin()
+
+def relative_pose_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """Angle (radians) and Huber loss of the translation between all pairs of frames; extrinsics `[B, S, 3, 4]`."""
+    turn, shift = between_frames(predicted)
+    true_turn, true_shift = between_frames(true)
+    chord = (turn - true_turn).square().sum((-2, -1)).add(1e-8).sqrt() / 8**0.5
+    angle = 2 * chord.clamp(max=1 - 1e-4).asin()  # an arc cosine has no gradient at 0
     return angle.mean(), F.smooth_l1_loss(shift, true_shift, beta=0.02)
+
+
+def between_frames(extrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Pose of camera j in camera i: rotations `[B, S, S, 3, 3]`, translations `[B, S, S, 3]`."""
+    rotation = extrinsics[..., :3]
+    centre = -(rotation.mT @ extrinsics[..., 3:])[..., 0]
+    shift = torch.einsum("bsij,bstj->bsti", rotation, centre[:, None] - centre[:, :, None])
+    return rotation[:, :, None] @ rotation[:, None].mT, shift
