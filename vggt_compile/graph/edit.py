@@ -66,6 +66,10 @@ class Editor:
     def reshape(self, x: Node, *shape: Size) -> Node:
         return self.call(torch.reshape, x, tuple(self.size(s) for s in shape))
 
+    def cast(self, x: Node, dtype: torch.dtype) -> Node:
+        """The node in a dtype; itself where it has that one."""
+        return x if value(x).dtype == dtype else self.call(torch.ops.aten.to.dtype, x, dtype)
+
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._anchor is not None
         plain_args, plain_kwargs = map_arg((args, kwargs), value)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-ROWS, TILE = 16, 128
+ROWS, TILE = 16, 64
 PROGRAMS_PER_SM = 2
 
 
