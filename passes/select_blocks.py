@@ -1,8 +1,8 @@
 """Patch queries read some blocks of keys only: those that pooled scores point at, or random ones as a control.
 
 Faster VGGT (arXiv 2509.07120) finds that most of a global attention's mass lies in few pairs of places, and that means
-over neighbouring tokens are enough to find them. Special tokens stay out of it: they read all keys, and all queries read
-them.
+over neighbouring tokens are enough to find them. Special tokens stay out of it: they read all keys, and every query
+reads them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.symbols import floordiv, greatest, least, minus, times
-from vggt_compile.ops import random_blocks as _random_blocks
-from vggt_compile.ops import select_blocks as _select_blocks
+from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
+from vggt_compile.ops.select_blocks import ratio
 from vggt_compile.registry import method
 from vggt_compile.site import AttentionState, BlockLists, Site, Size, Skip, TokenLayout
 
@@ -41,7 +41,7 @@ def select_blocks(
     k_block: int = 64,
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
-    setting = {"keep": keep, "cdf": cdf, "pool": pool, "coverage": coverage, "most": most}
+    setting = {"keep": keep, "pool": pool} | ({"cdf": cdf, "coverage": coverage, "most": most} if cdf else {})
     for name, share in (("cdf", cdf), ("most", most)):
         if not 0 <= share <= 1:
             return Skip(f"{name}={share} is no share; it lies between 0 and 1")
@@ -107,7 +107,7 @@ class _Blocks:
 
     def kept(self, keys: Size) -> Size:
         """Keys that a query reads at least of so many in blocks."""
-        share, blocks = _select_blocks.ratio(self.keep), floordiv(keys + self.k_block - 1, self.k_block)
+        share, blocks = ratio(self.keep), floordiv(keys + self.k_block - 1, self.k_block)
         floor = floordiv(times(blocks, share.numerator), share.denominator)
         return least(times(greatest(floor, 1), self.k_block), keys)
 

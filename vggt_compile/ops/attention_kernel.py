@@ -137,7 +137,9 @@ def attention_kernel(
             has = tl.load(own + row, mask=row < queries, other=0) != 0
             mine = has[:, None] & (lanes < D)[None, :]
             own_key = tl.load(_addresses(own_k + b * own_k_b + h * own_k_h, own_k_t, row, lanes), mask=mine, other=0.0)
-            own_value = tl.load(_addresses(own_v + b * own_v_b + h * own_v_h, own_v_t, row, lanes), mask=mine, other=0.0)
+            own_value = tl.load(
+                _addresses(own_v + b * own_v_b + h * own_v_h, own_v_t, row, lanes), mask=mine, other=0.0
+            )
             logit = tl.sum(q_tile.to(tl.float32) * own_key.to(tl.float32), 1) * scale
             peak = tl.where(has, logit, FLOOR)
             total = tl.where(has, 1.0, 0.0)

@@ -1,8 +1,7 @@
 """Which blocks of keys a block of queries reads, told by the scores of their means (arXiv 2509.07120).
 
-Queries and keys are pooled over runs of `q_block` and `k_block` tokens; the last run averages what it has. A key block's
-score is the product of the two pooled vectors, and each row of scores keeps its best blocks. What is kept is a list, not
-a mask: [queries / q_block, keys / k_block] numbers a head would be gigabytes at a thousand frames.
+Queries and keys are pooled over runs of `q_block` and `k_block` tokens; the last run has what is left. The score of a
+key block is the product of the two pooled vectors, and each query block keeps the blocks with the best scores.
 
 The function below is the operator; on CUDA a Triton kernel finds the same blocks without a sort.
 """

@@ -1,11 +1,12 @@
 """The k best of a row without a sort: a search for the value of the k-th, digit by digit of its bit pattern.
 
-As integers of the same order, floats are found from the most significant digit on: a candidate stands if enough blocks
-lie at or above it, by number or by mass. A last sweep lists those above the value that was found, in order of index, and
-of the equal ones as many as are wanted. Everything is counted in one fixed order, so the same input gives the same list.
+Floats are compared as integers of the same order, and the value is found from the most significant digit on: a
+candidate stands if enough blocks lie at or above it, by number and by mass. A last sweep lists the blocks above the
+value, by index, and of the equal ones as many as are wanted. All is counted in one fixed order, so that equal inputs
+give equal lists.
 
-A program handles `ROWS` rows of one head at a time. Their scores lie in a strip of scratch memory that the program keeps
-for its next rows; only programs that run at the same time have one.
+A program handles `ROWS` rows of one head at a time. Their scores lie in a strip of scratch memory, which serves its
+next rows again: a strip for every row would be gigabytes at a thousand frames.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _select(
 
 @triton.jit
 def _score(q, k_ptr, line, blocks, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr):
-    """Scores of [ROWS, WIDTH] queries with every key, as ordered integers into the strip; returns each row's largest."""
+    """Scores of [ROWS, WIDTH] queries with all keys go into the strip as ordered integers; returns the largest ones."""
     col = tl.arange(0, WIDTH)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     for start in range(0, blocks, TILE):
