@@ -96,7 +96,7 @@ class Report:
             lines.append(f"not over frames, left alone: {kinds['frame']} inside frames, {kinds['other']} others")
         lines.append(
             f"{len(self.rewritten)} of {len(self.rows)} attentions rewritten; "
-            f"{self.attention_left():.1%} of the attention FLOPs left"
+            f"{'at least ' * any(row.at_least for row in self.rows)}{self.attention_left():.1%} of the attention FLOPs left"
         )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 

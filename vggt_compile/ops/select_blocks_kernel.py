@@ -9,6 +9,7 @@ A program handles `ROWS` rows of one head at a time. Their scores lie in a strip
 next rows again: a strip for every row would be gigabytes at a thousand frames.
 """
 
+# mypy: disallow-incomplete-defs=false
 from __future__ import annotations
 
 from collections.abc import Callable
