@@ -141,17 +141,32 @@ def test_blocks_that_are_not_multiples_of_16_are_refused() -> None:
         fitted(SINGLE, x, 2**20)
 
 
-def test_traced_on_a_gpu_it_is_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("density", [None, 0.5])
+def test_traced_on_a_gpu_it_is_the_kernel(density: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from triton.backends.compiler import GPUTarget
 
-    monkeypatch.setattr(tiles, "shared_memory", lambda device: LIMITS[90])
-    x = operands(Case(density=None))
-    with FakeTensorMode():
-        q, k, v = (torch.empty(y.shape, device="cuda", dtype=torch.bfloat16) for y in (x.q, x.k, x.v))
-        graph = make_fx(torch.ops.vggt_compile.attention.default)(q, k, v)
+    from vggt_compile.ops import attention_kernel
+
+    monkeypatch.setattr(attention_kernel, "chosen", lambda x: Tile())
+    driver = type("Driver", (), {"get_current_target": lambda self: GPUTarget("cuda", 90, 32)})()
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    x = operands(replace(BF16, density=density, weighted=True, own=True))
+    mode = FakeTensorMode()
+    given = [getattr(x, name) for name in x.__dataclass_fields__]
+    fake = [_on_cuda(mode, y) if isinstance(y, torch.Tensor) else y for y in given]
+    with mode:
+        graph = make_fx(torch.func.functionalize(lambda *args: attention_kernel.launch(Operands(*args))))(*fake)
     print(graph.code)
-    assert "triton" in graph.code
+    (launch,) = (n for n in graph.graph.nodes if "triton_kernel_wrapper" in str(n.target))
+    assert launch.kwargs["tensors_to_clone"] == ["out"]  # no operand is copied out of fear that it is written
+
+
+def _on_cuda(mode: Any, x: torch.Tensor) -> torch.Tensor:
+    from torch._subclasses import FakeTensor
+
+    return FakeTensor(mode, x.to("meta"), torch.device("cuda:0"))
 
 
 @pytest.mark.gpu
