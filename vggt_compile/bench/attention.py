@@ -77,43 +77,41 @@ def measured(settings: list[Setting], until: float) -> Iterator[tuple[str, dict[
     """Rows of checks, then of times, as they come."""
     small = operands(Setting(1000, 0.4), heads=2)
     for name, way in ways(dense=False).items():
-        yield "checks", {"way": name} | _caught(lambda way=way: {"error": error(way, small)})
+        yield "checks", {"way": name} | _caught(error, way, small)
     for setting in settings:
         x = operands(setting)
-        blocks = int(x.block_count.sum()) if x.block_count is not None else 0
-        work = 4 * HEAD_DIM * Q_BLOCK * K_BLOCK * blocks
         for name, way in ways(dense=setting.density == 1).items():
             row = {"way": name, "tokens": setting.tokens, "density": setting.density}
             if time.monotonic() > until:
                 yield "rows", row | {"failed": "out of time"}
             else:
-                yield "rows", row | _caught(lambda way=way, x=x, work=work: times(way(x), work))
-        del x
-        torch.cuda.empty_cache()
+                yield "rows", row | _caught(times, way, x)
 
 
-def _caught(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _caught(measure: Callable[[Way, Operands], dict[str, float]], way: Way, x: Operands) -> dict[str, Any]:
     """A way that does not work here is a row that says why, and no reason to lose the others."""
     try:
-        return measure()
+        return measure(way, x)
     except Exception as problem:
         return {"failed": f"{type(problem).__name__}: {problem}"[:300]}
 
 
-def error(way: Way, x: Operands) -> float:
-    """Largest deviation from the reference, in units of the deviation of the reference's own rounding to its dtype."""
+def error(way: Way, x: Operands) -> dict[str, float]:
+    """Largest deviation from the reference, in units of the deviation that rounding it to its dtype makes."""
     wide = Operands(**(vars(x) | {name: getattr(x, name).double() for name in "qkv"}))
     want = reference(wide)
     rounded = (want.to(x.v.dtype).double() - want).abs().max()
-    return float((way(x)().double() - want).abs().max() / rounded)
+    return {"error": float((way(x)().double() - want).abs().max() / rounded)}
 
 
-def times(call: Callable[[], Tensor], work: float) -> dict[str, float]:
+def times(way: Way, x: Operands) -> dict[str, float]:
     """Milliseconds, the least of some calls after two, and 10¹² operations a second."""
+    assert x.block_count is not None
+    call = way(x)
     call()
     once = timed(call)
     least = min(timed(call) for _ in range(max(1, min(20, int(300 / once)))))
-    return {"ms": least, "tflops": work / least / 1e9}
+    return {"ms": least, "tflops": 4 * HEAD_DIM * Q_BLOCK * K_BLOCK * int(x.block_count.sum()) / least / 1e9}
 
 
 def timed(call: Callable[[], Tensor]) -> float:
@@ -132,8 +130,8 @@ def operands(setting: Setting, heads: int = HEADS, device: str = "cuda") -> Oper
     fused = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
     q, k, v = fused.permute(2, 0, 3, 1, 4)
     index, count = lists(setting, heads, generator)
-    rest: tuple[None, ...] = (None,) * 4
-    return Operands(q, k, v, index, count, 0, Q_BLOCK, K_BLOCK, *rest, scale=HEAD_DIM**-0.5)
+    blocks = (index, count, 0, Q_BLOCK, K_BLOCK)
+    return Operands(q, k, v, *blocks, key_log_weight=None, own_k=None, own_v=None, own=None, scale=HEAD_DIM**-0.5)
 
 
 def lists(setting: Setting, heads: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
