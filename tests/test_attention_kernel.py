@@ -158,7 +158,6 @@ def test_traced_on_a_gpu_it_is_the_kernel(density: float | None, monkeypatch: py
     fake = [_on_cuda(mode, y) if isinstance(y, torch.Tensor) else y for y in given]
     with mode:
         graph = make_fx(torch.func.functionalize(lambda *args: attention_kernel.launch(Operands(*args))))(*fake)
-    print(graph.code)
     (launch,) = (n for n in graph.graph.nodes if "triton_kernel_wrapper" in str(n.target))
     assert launch.kwargs["tensors_to_clone"] == ["out"]  # no operand is copied out of fear that it is written
 

@@ -194,34 +194,34 @@ def launch(x: Operands, tile: Tile | None = None) -> Tensor:
 
 def _arguments(x: Operands, tile: Tile) -> dict[str, Any]:
     """What the kernel reads when it runs; where an operand is not given, q holds its place and is not read."""
-    _, heads, queries, _ = x.q.shape
+    heads, queries = x.q.shape[1:3]
     q, k, v, own_k, own_v = (_unit_stride(x.q if y is None else y) for y in (x.q, x.k, x.v, x.own_k, x.own_v))
-    weight = _unit_stride(q[..., 0] if (given := x.weight()) is None else given)
+    weight = q if (given := x.weight()) is None else _unit_stride(given)
     index, count, order = (q, q, q) if (lists := _lists(x, tile)) is None else lists
     q_block = tile.rows if lists is None else x.q_block
     q_blocks = (queries + q_block - 1) // q_block
     return {
-        **{
-            "q": q,
-            "k": _described(k, tile, width(x)),
-            "v": _described(v, tile, width(x)),
-            "weight": weight,
-            "own_k": own_k,
-            "own_v": own_v,
-        },
-        **{"own": q if x.own is None else x.own.contiguous(), "index": index, "count": count, "order": order},
+        "q": q,
+        "k": _described(k, tile, width(x)),
+        "v": _described(v, tile, width(x)),
+        "weight": weight,
+        "own_k": own_k,
+        "own_v": own_v,
+        "own": q if x.own is None else x.own.contiguous(),
+        "index": index,
+        "count": count,
+        "order": order,
         **_strides(q=q, k=k, v=v, own_k=own_k, own_v=own_v),
-        **{"w_b": weight.stride(0), "w_h": weight.stride(1)},
-        **{
-            "heads": heads,
-            "queries": queries,
-            "tokens": k.shape[2],
-            "q_blocks": q_blocks,
-            "scale": x.scale * LOG2E.value,
-        },
+        "w_b": weight.stride(0),
+        "w_h": weight.stride(1),
+        "heads": heads,
+        "queries": queries,
+        "tokens": k.shape[2],
         "always": k.shape[2] if lists is None else x.always,
+        "q_blocks": q_blocks,
         "capacity": 0 if x.block_index is None else x.block_index.shape[3],
         "tiles": x.q.shape[0] * heads * q_blocks * (q_block // tile.rows),
+        "scale": x.scale * LOG2E.value,
     }
 
 
@@ -236,12 +236,18 @@ def _lists(x: Operands, tile: Tile) -> tuple[Tensor, Tensor, Tensor] | None:
 
 def _flags(x: Operands, tile: Tile) -> dict[str, Any]:
     """What the kernel is compiled for: nothing here depends on how many tokens there are."""
-    head_dim, lists = x.q.shape[3], x.block_index is not None
+    lists = x.block_index is not None
     return {
-        **{"D": head_dim, "WIDTH": width(x), "ROWS": tile.rows, "KEYS": tile.keys},
-        **{"Q_BLOCK": x.q_block if lists else tile.rows, "K_BLOCK": x.k_block},
-        **{"LISTS": lists, "ORDERED": lists and tile.longest_first},
-        **{"WEIGHTED": x.key_log_weight is not None, "OWN": x.own is not None},
+        "D": x.q.shape[3],
+        "WIDTH": width(x),
+        "ROWS": tile.rows,
+        "KEYS": tile.keys,
+        "Q_BLOCK": x.q_block if lists else tile.rows,
+        "K_BLOCK": x.k_block,
+        "LISTS": lists,
+        "ORDERED": lists and tile.longest_first,
+        "WEIGHTED": x.key_log_weight is not None,
+        "OWN": x.own is not None,
         "DESCRIPTORS": tile.descriptors,
         "PRECISION": "ieee" if x.q.dtype == torch.float32 else "tf32",  # read for float32 only
     }
