@@ -122,7 +122,7 @@ def _reads(x: Operands, part: slice) -> tuple[Tensor, Tensor]:
 
 
 def _attend(rows: Rows, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Softmax attention of queries [..., R, D] over k, v [..., S, D] with bias [..., 1, S], own keys one more column."""
+    """Softmax attention of queries [..., R, D] over k, v [..., S, D], bias [..., 1, S]; an own key is one column."""
     q, own_k, own_v, own = rows
     assert q is not None
     wide = torch.promote_types(q.dtype, torch.float32)

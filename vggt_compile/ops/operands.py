@@ -43,7 +43,7 @@ class Operands:
         _must(self.q.shape[:2] == self.k.shape[:2], "q and k have the same batch and heads")
         _must(self.q.shape[3] == self.k.shape[3], "q and k have the same head_dim")
         _must(self.scale > 0, "scale is positive")
-        _must(0 <= self.always, "always is not negative")
+        _must(self.always >= 0, "always is not negative")
         _must(self.always <= self.k.shape[2], "there are as many keys as are always read")
         self._check_lists()
         self._check_weight()
