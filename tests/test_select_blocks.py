@@ -17,6 +17,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._library.triton import set_wrap_triton_enabled
+from torch.fx.experimental.proxy_tensor import make_fx
 from upstream import VARIABLE
 
 from vggt_compile.ops.random_blocks import random_blocks
@@ -78,7 +80,7 @@ def test_the_lists_are_those_of_a_sort(
 
 def test_of_equal_blocks_the_first_ones_are_kept() -> None:
     q, k = torch.ones(1, 1, 8, 4), torch.ones(1, 1, 20, 4)
-    index, count = select_blocks(q, k, 0.3, **SMALL)
+    index, _ = select_blocks(q, k, 0.3, **SMALL)
     assert index.tolist() == [[[[0, 1, 2]] * 2]]
     k[:, :, 10:12] = 2  # one better, the rest still equal
     index, _ = select_blocks(q, k, 0.3, **SMALL)
@@ -198,6 +200,26 @@ def test_the_kernel_in_the_interpreter_gives_the_same_lists() -> None:
     done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "32"
+
+
+def test_the_launch_of_the_kernel_is_traced_with_symbolic_lengths() -> None:
+    """As Inductor sees it for a GPU; nothing is launched, so any device will do."""
+    pytest.importorskip("triton")
+    from vggt_compile.ops.select_blocks_kernel import launch
+
+    def run(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        floor, cap = budget(k.shape[2], 0.25, 0.9, 0.5)
+        return launch(q, k, floor, cap, 0.9, False, programs=264)
+
+    with set_wrap_triton_enabled(True):
+        traced = make_fx(run, tracing_mode="symbolic")(noise(2, 4, 21, 24), noise(2, 4, 77, 24))
+    calls = [node for node in traced.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+    assert len(calls) == 1
+    given = calls[0].kwargs["kwargs"]
+    for name in ("queries", "blocks", "groups", "floor", "cap"):
+        assert isinstance(given[name].meta["val"], torch.SymInt), name
+        assert not given[name].meta["val"].node.expr.is_number, name
+    assert (given["D"], given["WIDTH"]) == (24, 32)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.25, 0.5, 1.0])

@@ -94,9 +94,10 @@ class Report:
         if rest:
             kinds = {scope: sum(row.scope == scope for row in rest) for scope in ("frame", "other")}
             lines.append(f"not over frames, left alone: {kinds['frame']} inside frames, {kinds['other']} others")
+        least = "at least " if any(row.at_least for row in self.rows) else ""
         lines.append(
             f"{len(self.rewritten)} of {len(self.rows)} attentions rewritten; "
-            f"{'at least ' * any(row.at_least for row in self.rows)}{self.attention_left():.1%} of the attention FLOPs left"
+            f"{least}{self.attention_left():.1%} of the attention FLOPs left"
         )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 

@@ -29,7 +29,7 @@ def random_blocks(
     slot = torch.arange(count, device=q.device)
     start = slot * blocks // count
     length = (slot + 1) * blocks // count - start
-    row = torch.arange(batch * heads * queries, device=q.device)[:, None]
+    row = torch.arange(batch * heads * queries, device=q.device).unsqueeze(-1)
     drawn = start + _scrambled(_scrambled(row + _WORD // 3 * (seed + 1)) + slot) % length
     index = drawn.view(batch, heads, queries, count).int()
     return index, torch.full((batch, heads, queries), count, dtype=torch.int32, device=q.device)

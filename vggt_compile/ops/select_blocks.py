@@ -78,7 +78,7 @@ def pooled(x: Tensor, block: int, pool: str) -> Tensor:
     if pool == "max":
         return runs.amax(-2).float()
     sizes = (tokens - torch.arange(blocks, device=x.device) * block).clamp(max=block)
-    return runs.sum(-2, dtype=torch.float32) / sizes[:, None]
+    return runs.sum(-2, dtype=torch.float32) / sizes.unsqueeze(-1)
 
 
 def best_blocks(scores: Tensor, floor: int, cap: int, cdf: float, reach: bool) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,8 @@ def launch(
 
     `mass` is the share of softmax mass that a row may keep beyond `floor` blocks, 0 for none. `programs` run at once.
     """
-    batch, heads, queries, width = q.shape
-    blocks = k.shape[-2]
+    batch, heads, queries = q.shape[:3]
+    blocks, width = k.shape[-2], int(k.shape[-1])  # lengths may be symbols, the width is a constant of the kernel
     groups = batch * heads * ((queries + ROWS - 1) // ROWS)
     if programs is None:
         programs = PROGRAMS_PER_SM * torch.cuda.get_device_properties(q.device).multi_processor_count
