@@ -146,6 +146,7 @@ def test_torch_finds_nothing_wrong_with_it(case: Case) -> None:
     torch.library.opcheck(torch.ops.vggt_compile.attention.default, arguments(operands(case)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("density", [None, 0.5])
 def test_compiled_it_is_the_same(dynamic: bool, density: float | None) -> None:

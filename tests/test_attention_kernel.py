@@ -7,15 +7,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import attention_interpreted
 import pytest
+import sympy
 import torch
 from attention_cases import Case, eager, operands, wanted
 from numerics import assert_as_accurate
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from vggt_compile.ops import tiles
 from vggt_compile.ops.attention import attention
@@ -141,10 +145,9 @@ def test_blocks_that_are_not_multiples_of_16_are_refused() -> None:
         fitted(SINGLE, x, 2**20)
 
 
-@pytest.mark.parametrize("density", [None, 0.5])
-def test_traced_on_a_gpu_it_is_the_kernel(density: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing asks for a GPU, its memory and its driver, none of which it uses."""
     from triton.backends.compiler import GPUTarget
 
     from vggt_compile.ops import attention_kernel
@@ -152,19 +155,55 @@ def test_traced_on_a_gpu_it_is_the_kernel(density: float | None, monkeypatch: py
     monkeypatch.setattr(attention_kernel, "chosen", lambda x: Tile())
     driver = type("Driver", (), {"get_current_target": lambda self: GPUTarget("cuda", 90, 32)})()
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-    x = operands(replace(BF16, density=density, weighted=True, own=True))
+
+
+def launches(mode: Any, args: Sequence[Any]) -> list[Any]:
+    """Launches of kernels in the graph of the operator on a GPU."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from vggt_compile.ops import attention_kernel
+
+    def run(*args: Any) -> torch.Tensor:
+        x = Operands(*args)
+        x.check()
+        return attention_kernel.launch(x)
+
+    with mode:
+        graph = make_fx(torch.func.functionalize(run))(*args).graph
+    return [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("density", [None, 0.5])
+def test_traced_on_a_gpu_it_is_the_kernel(density: float | None) -> None:
     mode = FakeTensorMode()
+    x = operands(replace(BF16, density=density, weighted=True, own=True))
     given = [getattr(x, name) for name in x.__dataclass_fields__]
     fake = [_on_cuda(mode, y) if isinstance(y, torch.Tensor) else y for y in given]
-    with mode:
-        graph = make_fx(torch.func.functionalize(lambda *args: attention_kernel.launch(Operands(*args))))(*fake)
-    (launch,) = (n for n in graph.graph.nodes if "triton_kernel_wrapper" in str(n.target))
+    (launch,) = launches(mode, fake)
     assert launch.kwargs["tensors_to_clone"] == ["out"]  # no operand is copied out of fear that it is written
 
 
-def _on_cuda(mode: Any, x: torch.Tensor) -> torch.Tensor:
-    from torch._subclasses import FakeTensor
+@pytest.mark.usefixtures("hopper")
+def test_traced_on_a_gpu_its_lengths_stay_symbols() -> None:
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    tokens, cap = (_symbol(mode, n) for n in (200, 9))
+    with mode:
+        blocks = (tokens + 127) // 128
+        new = _on_cuda(mode, torch.empty(1, dtype=torch.bfloat16)).new_empty
+        q, k, v = new(1, tokens, 3, 2, 64).permute(2, 0, 3, 1, 4)
+        index, count = new(1, 2, blocks, cap, dtype=torch.int32), new(1, 2, blocks, dtype=torch.int32)
+    (launch,) = launches(mode, (q, k, v, index, count, 5, 128, 64, None, None, None, None, 0.125))
+    assert not isinstance(launch.kwargs["grid"][0][0], int)
+    assert not [guard for guard in mode.shape_env.guards if isinstance(guard.expr, sympy.Eq)]
 
+
+def _symbol(mode: Any, hint: int) -> Any:
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
+    return mode.from_tensor(torch.empty(hint), symbolic_context=context).shape[0]
+
+
+def _on_cuda(mode: Any, x: torch.Tensor) -> torch.Tensor:
     return FakeTensor(mode, x.to("meta"), torch.device("cuda:0"))
 
 
