@@ -35,6 +35,15 @@ def random_blocks(
     return index, torch.full((batch, heads, queries), count, dtype=torch.int32, device=q.device)
 
 
+@random_blocks.register_fake
+def _shapes(
+    q: Tensor, k: Tensor, keep: float, seed: int = 0, q_block: int = 128, k_block: int = 64
+) -> tuple[Tensor, Tensor]:
+    slots, _ = budget(cdiv(k.shape[-2], k_block), keep, cdf=0.0, most=keep)
+    count = q.new_empty((*q.shape[:2], cdiv(q.shape[-2], q_block)), dtype=torch.int32)
+    return count.new_empty((*count.shape, slots)), count
+
+
 def _scrambled(x: Tensor) -> Tensor:
     """A hash of the low 31 bits in 31 bits: shifts and odd factors that leave no pattern (M. Wellons' prospector)."""
     x = x & _WORD

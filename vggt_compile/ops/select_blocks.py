@@ -69,6 +69,25 @@ def select_blocks(
     return best_blocks(scores, floor, cap, cdf, coverage == "reach")
 
 
+@select_blocks.register_fake
+def _shapes(
+    q: Tensor,
+    k: Tensor,
+    keep: float,
+    cdf: float = 0.0,
+    pool: str = "mean",
+    coverage: str = "reference",
+    most: float = 0.5,
+    q_block: int = 128,
+    k_block: int = 64,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Shapes alone. The operator could be traced for them, but with symbolic sizes that takes seconds a layer."""
+    _, cap = budget(cdiv(k.shape[-2], k_block), keep, cdf, most)
+    count = q.new_empty((*q.shape[:2], cdiv(q.shape[-2], q_block)), dtype=torch.int32)
+    return count.new_empty((*count.shape, cap)), count
+
+
 def pooled(x: Tensor, block: int, pool: str) -> Tensor:
     """[B, H, N, D] → [B, H, ⌈N / block⌉, D] in fp32."""
     tokens = x.shape[-2]
