@@ -52,7 +52,7 @@ def explain(
 
 
 def fresh_call() -> Any:
-    """A function `(model, *inputs)` with code of its own: compiling it leaves nothing in Dynamo's caches of the model."""
+    """A function `(model, *inputs)` with code of its own: compiling it leaves the model's own caches alone."""
 
     def call(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
         return model(*inputs, **kwargs)

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,19 @@ if TYPE_CHECKING:
     from vggt_compile.models import VGGT, Pi3
 
 HELP = "accuracy of plans over attention FLOPs, on scenes or on your recording"
-FULL = {"frames": "10", "scenes": "orbit,video,wide,rig,rooms", "count": 8}
-QUICK = {"frames": "2,6", "scenes": "orbit,video", "count": 2}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is run where the arguments do not say."""
+
+    frames: str
+    scenes: str
+    count: int
+
+
+FULL = Amount("10", "orbit,video,wide,rig,rooms", 8)
+QUICK = Amount("2,6", "orbit,video", 2)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +45,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="weights for it, such as upstream's")
     parser.add_argument("--plans", metavar="PLAN,…", help="recipes, JSON files or JSON, NAME=… (default: all recipes)")
     parser.add_argument("--layers", action="store_true", help="instead of plans: each global layer inside frames alone")
-    parser.add_argument("--frames", metavar="N,…", help=f"(default: {FULL['frames']})")
-    parser.add_argument("--scenes", metavar="SCENE,…", help=f"as orbit or orbit/objects (default: {FULL['scenes']})")
-    parser.add_argument("--count", type=int, metavar="N", help=f"scenes of each kind (default: {FULL['count']})")
+    parser.add_argument("--frames", metavar="N,…", help=f"(default: {FULL.frames})")
+    parser.add_argument("--scenes", metavar="SCENE,…", help=f"as orbit or orbit/objects (default: {FULL.scenes})")
+    parser.add_argument("--count", type=int, metavar="N", help=f"scenes of each kind (default: {FULL.count})")
     parser.add_argument("--textures", choices=("training", "held_out"), default="training", help="(default: training)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a recording instead of rendered scenes")
     parser.add_argument("--poses", type=Path, metavar="PATH", help="its poses, where they are not with the images")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="take every Nth frame of it (default: 1)")
     parser.add_argument("--size", type=int, metavar="N", help="longer side in pixels (default: the model's own)")
     parser.add_argument(
-        "--quick", action="store_true", help=f"a check in minutes: frames {QUICK['frames']}, two scenes"
+        "--quick", action="store_true", help=f"a check: frames {QUICK.frames} of {QUICK.count} scenes each"
     )
     parser.add_argument("--compiled", action="store_true", help="compile with Inductor rather than run in eager")
     add_dtype(parser)
@@ -78,7 +90,7 @@ def build(args: argparse.Namespace) -> Bench:
     from vggt_compile.bench.accuracy.run import Bench
 
     defaults = QUICK if args.quick else FULL
-    frames = read_frames(args.frames or str(defaults["frames"]))
+    frames = read_frames(args.frames or defaults.frames)
     if args.layers and args.plans is not None:
         raise BadInput("--layers makes its own plans, one for each global layer; leave --plans out")
     plans = read_plans(args.plans)
@@ -96,8 +108,8 @@ def read_source(args: argparse.Namespace, model: VGGT | Pi3, device: torch.devic
     from vggt_compile.bench.accuracy.cases import Recorded, Rendered, read_scenes
 
     defaults, patch = QUICK if args.quick else FULL, model.config.patch_size
-    count = int(defaults["count"]) if args.count is None else args.count
-    size = model.config.encoder.grid * patch if args.size is None else args.size
+    count = defaults.count if args.count is None else args.count
+    size = native_size(model) if args.size is None else args.size
     if count < 1 or args.stride < 1:
         raise BadInput(f"--count {count} --stride {args.stride}: both are at least 1")
     if size < patch or size % patch:
@@ -106,10 +118,15 @@ def read_source(args: argparse.Namespace, model: VGGT | Pi3, device: torch.devic
     if args.images is None:
         if args.poses is not None:
             raise BadInput("--poses belong to --images DIR, which is missing")
-        return Rendered(read_scenes(args.scenes or str(defaults["scenes"])), count, size, args.textures, device)
+        return Rendered(read_scenes(args.scenes or defaults.scenes), count, size, args.textures, device)
     if args.scenes is not None:
         raise BadInput("--scenes are rendered, --images are recorded; give one of them")
     return Recorded(args.images, args.poses, count, size, patch, args.stride)
+
+
+def native_size(model: VGGT | Pi3) -> int:
+    """Side in pixels of the images that the stored position embedding is for, 518 where there is none."""
+    return int(getattr(model.config.encoder, "grid", 37)) * model.config.patch_size
 
 
 def load(name: str, checkpoint: str | None, device: torch.device) -> tuple[VGGT | Pi3, str]:

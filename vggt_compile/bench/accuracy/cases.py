@@ -12,8 +12,15 @@ from torch import Tensor
 
 from vggt_compile.datasets import PosedImages, load, read
 from vggt_compile.errors import BadInput, UnknownName
-from vggt_compile.scenes import HELD_OUT_SEEDS, HELD_OUT_TEXTURES, KINDS, TRAINING_TEXTURES, TRAJECTORIES, render
-from vggt_compile.scenes import unproject
+from vggt_compile.scenes import (
+    HELD_OUT_SEEDS,
+    HELD_OUT_TEXTURES,
+    KINDS,
+    TRAINING_TEXTURES,
+    TRAJECTORIES,
+    render,
+    unproject,
+)
 
 TEXTURES = {"training": TRAINING_TEXTURES, "held_out": HELD_OUT_TEXTURES}
 SCENES = ("orbit", "video", "wide", "rig", "rooms")
@@ -59,7 +66,7 @@ class Rendered:
     count: int
     size: int
     textures: str = "training"
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def keys(self, frames: int) -> list[tuple[str, int]]:
         del frames

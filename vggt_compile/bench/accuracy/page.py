@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
+from vggt_compile.bench.accuracy.plans import FRAME_ONLY
+from vggt_compile.bench.accuracy.score import METRICS
 from vggt_compile.bench.accuracy.statistics import POOLED
 
-MAIN = ("AUC@30", "AUC@5", "RRA@15", "RTA@15", "AbsRel", "chamfer")
-CHANGE = ("AUC@30", "AUC@15", "RRA@15", "RTA@15", "ATE", "AbsRel", "delta1.25", "chamfer")
 FRACTIONS = ("ATE", "AbsRel", "chamfer")
 """Metrics of which less is better, and that are no percentages."""
 INTRODUCTION = """# Accuracy under each plan
@@ -18,7 +19,7 @@ INTRODUCTION = """# Accuracy under each plan
 AUC, RRA, RTA and δ < 1.25 in percent, more is better; AbsRel as a fraction, ATE and chamfer in metres (recordings: in
 their unit), less is better. Each number is a mean over scenes with its 95 % bootstrap interval over scenes in brackets.
 `FLOPs` is the share of the attention FLOPs of the whole model that the plan leaves. Frames are consecutive ones of a
-trajectory. [How to run it, and what it cannot say](../accuracy.md).
+trajectory. How to run it, and what it cannot say, is in docs/accuracy.md.
 """
 
 
@@ -27,6 +28,7 @@ def page(record: Mapping[str, Any]) -> str:
     forms = {form: [e for e in record["entries"] if e["form"] == form] for form in ("plans", "layers")}
     parts = [INTRODUCTION]
     if forms["plans"]:
+        parts += controls_section(forms["plans"])
         parts.append(f"![Accuracy over attention FLOPs]({record['pictures']}/accuracy.png)\n")
         parts += map(plans_section, forms["plans"])
     if forms["layers"]:
@@ -36,9 +38,28 @@ def page(record: Mapping[str, Any]) -> str:
     return "\n".join([*parts, *(f"{note}\n" for note in record.get("notes", ()))])
 
 
+CONTROLS = """## Can it tell?
+
+Where no frame sees another, cameras can only be guessed, so `frame only` must be far below dense:
+"""
 LAYERS = """One global layer at a time is turned to attention inside frames, the others stay dense; `frame only` turns
 all. Differences to dense on the same scenes, in points of the metric.
 """
+
+
+def controls_section(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """AUC@30 of dense and of the control side by side; nothing where no entry has the control."""
+    cells = []
+    for entry in entries:
+        rows = {(row["scene"], row["plan"]): row for row in entry["rows"]}
+        for scene in scenes(entry["rows"]):
+            if (control := rows.get((scene, FRAME_ONLY))) is None:
+                continue
+            both = (rows[scene, "dense"]["truth"], control["truth"], control["difference"])
+            numbers = (cell(found.get("AUC@30"), "AUC@30", signed=i == 2) for i, found in enumerate(both))
+            cells.append((entry["model"], str(entry["frames"]), scene, *numbers))
+    headers = ("model", "frames", "scenes", "AUC@30, dense", f"AUC@30, {FRAME_ONLY}", "difference")
+    return [CONTROLS, tabulate(cells, headers, tablefmt="github", disable_numparse=True) + "\n"] if cells else []
 
 
 def plans_section(entry: Mapping[str, Any]) -> str:
@@ -48,12 +69,13 @@ def plans_section(entry: Mapping[str, Any]) -> str:
         [
             f"## {entry['model']}, {entry['frames']} frames\n",
             setting(entry) + "\n",
-            "Against the true geometry:\n",
-            table(rows, "truth", MAIN) + "\n",
+            *(f"- `{name}`: `{json.dumps(plan)}`" for name, plan in entry["plans"].items()),
+            "\nAgainst the true geometry:\n",
+            table(rows, "truth") + "\n",
             "Difference to dense on the same scenes, both against the true geometry:\n",
-            table(without(rows, "dense"), "difference", MAIN) + "\n",
+            table(without(rows, "dense"), "difference") + "\n",
             "Against the output of dense, that is how much a plan changes, whether for better or worse:\n",
-            table(without(rows, "dense"), "baseline", CHANGE) + "\n",
+            table(without(rows, "dense"), "baseline") + "\n",
         ]
     )
 
@@ -65,7 +87,7 @@ def layers_section(entry: Mapping[str, Any]) -> str:
     return "\n".join([title, setting(entry) + "\n", table(rows, "difference", shown) + "\n"])
 
 
-def table(rows: Sequence[Mapping[str, Any]], side: str, metrics: Sequence[str]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], side: str, metrics: Sequence[str] = METRICS) -> str:
     """One row for each scene and plan; metrics that no row has are left out."""
     metrics = [name for name in metrics if any(name in row[side] for row in rows)]
     cells = [

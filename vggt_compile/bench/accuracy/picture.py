@@ -58,11 +58,13 @@ def grid(entries: Sequence[Entry], panel: Any) -> Figure:
 
 def legend(figure: Figure, axes: Any) -> None:
     """One legend for all panels, at the right."""
-    found = {}
+    found: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(
+        handles=list(found.values()), labels=list(found), loc="outside right upper", fontsize=9, frameon=False
+    )
 
 
 def trade(axis: Axes, entry: Entry) -> None:
@@ -70,14 +72,15 @@ def trade(axis: Axes, entry: Entry) -> None:
     rows, plans = entry["rows"], list(entry["plans"])
     for i, scene in enumerate(kinds(rows)):
         found = [row for row in rows if row["scene"] == scene and METRIC in row["truth"]]
-        points = [(100 * row["attention_left"], row["truth"][METRIC]) for row in found]
+        shift = 0.7 * (i - (len(kinds(rows)) - 1) / 2)  # beside each other where plans leave equally much
+        points = [(100 * row["attention_left"] + shift, row["truth"][METRIC]) for row in found]
         front = pareto([(x, mean) for x, (mean, _, _) in points])
         axis.plot(*zip(*front, strict=True), color=f"C{i}", linewidth=1.4, label=scene) if front else None
         for row, (x, (mean, low, high)) in zip(found, points, strict=True):
             if low is not None:
-                axis.plot((x, x), (low, high), color=f"C{i}", linewidth=1, alpha=0.35)
+                axis.plot((x, x), (low, high), color=f"C{i}", linewidth=1.2, alpha=0.5)
             marker = MARKERS[plans.index(row["plan"]) % len(MARKERS)]
-            axis.plot(x, mean, marker, color=f"C{i}", markersize=6)
+            axis.plot(x, mean, marker, color=f"C{i}", markersize=5.5)
     for plan in plans:
         marker = MARKERS[plans.index(plan) % len(MARKERS)]
         axis.plot([], [], marker, color="0.35", label=plan)

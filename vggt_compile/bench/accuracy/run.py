@@ -15,12 +15,15 @@ from vggt_compile.bench.accuracy.cases import Case, Geometry, Source
 from vggt_compile.bench.accuracy.journal import Journal, Key
 from vggt_compile.bench.accuracy.score import in_world, scores
 from vggt_compile.dry_run import fresh_call
+from vggt_compile.errors import BadInput
 from vggt_compile.models import prediction
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, collect_reports
 
 BASELINE = "dense"
 """The plan that all others are compared with."""
+NOT_FINITE = (ValueError, torch.linalg.LinAlgError)
+"""What metrics and models raise over NaN and infinity."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Bench:
     source: Source
     frames: tuple[int, ...]
     plans: Mapping[str, Plan]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: str = "fp32"
     compiled: bool = False
 
@@ -57,26 +60,28 @@ class Ways:
     """One model under several plans at one number of frames; each is traced when it is first called."""
 
     bench: Bench
-    made: dict[str, tuple[Callable[..., Any], Report]] = field(default_factory=dict)
+    made: dict[str, tuple[Callable[..., Any], list[Report]]] = field(default_factory=dict)
 
-    def __call__(self, plan: str, images: Tensor) -> tuple[Geometry, Report]:
-        """The geometry that the model finds in `[1, S, 3, H, W]` under a plan, and what the plan did."""
-        device, half = self.bench.device, self.bench.dtype == "bf16"
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-            if plan not in self.made:
-                return self._first(plan, images.to(device))
-            call, report = self.made[plan]
-            return geometry(call(self.bench.model, images.to(device)), images), report
+    def __call__(self, plan: str, images: Tensor) -> Geometry:
+        """The geometry that the model finds in `[1, S, 3, H, W]` under a plan."""
+        if plan not in self.made:
+            self.made[plan] = self._compiled(plan), []
+        (call, reports), device = self.made[plan], self.bench.device
+        half = torch.autocast(device.type, torch.bfloat16, enabled=self.bench.dtype == "bf16")
+        with torch.inference_mode(), half, collect_reports() as new:
+            try:
+                return geometry(call(self.bench.model, images.to(device)), images)
+            finally:
+                reports += new
 
-    def _first(self, plan: str, images: Tensor) -> tuple[Geometry, Report]:
+    def report(self, plan: str) -> Report:
+        """What a plan did, once it was called; of the graph that holds the trunk where there are several."""
+        return max(self.made[plan][1], key=lambda report: len(report.rows), default=Report())
+
+    def _compiled(self, plan: str) -> Callable[..., Any]:
         backend: Any = vggt_sparse if self.bench.compiled else vggt_sparse_eager
         options: dict[str, Any] = {"plan": self.bench.plans[plan]}
-        call = torch.compile(fresh_call(), backend=backend, options=options, dynamic=False)
-        with collect_reports() as reports:
-            outputs = call(self.bench.model, images)
-        report = max(reports, key=lambda report: len(report.rows), default=Report())
-        self.made[plan] = call, report
-        return geometry(outputs, images), report
+        return torch.compile(fresh_call(), backend=backend, options=options, dynamic=False)
 
 
 def geometry(outputs: Mapping[str, Any], images: Tensor) -> Geometry:
@@ -103,19 +108,26 @@ def measure(bench: Bench, journal: Journal, step: Callable[[int], object]) -> It
 
 
 def judge(ways: Ways, case: Case, plans: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each plan's scores on one case, against the truth and against the baseline's output."""
+    """Each plan's scores on one case, against the truth and against the baseline's output.
+
+    Raises:
+        BadInput: the baseline itself finds nothing finite.
+    """
     truth = Geometry(*(None if x is None else x.to(ways.bench.device) for x in case.truth))  # type: ignore[arg-type]
-    base, report = ways(BASELINE, case.images)
+    try:
+        base = ways(BASELINE, case.images)
+        reference = in_world(base, truth)
+    except NOT_FINITE as error:
+        raise BadInput(f"the {BASELINE} {ways.bench.name} gives no geometry to compare with: {error}") from error
     for name in plans:
-        found = base
-        if name != BASELINE:
-            found, report = ways(name, case.images)
-        row = {"attention_left": report.attention_left(), "rewritten": len(report.rewritten)}
         try:
-            row |= {"truth": scores(found, truth), "baseline": scores(found, in_world(base, truth))}
-        except ValueError as error:  # NaN or infinity: a result as well, and no reason to stop
-            row |= {"failed": str(error)}
-        yield name, json.loads(json.dumps(row))
+            found = base if name == BASELINE else ways(name, case.images)
+            row: dict[str, Any] = {"truth": scores(found, truth), "baseline": scores(found, reference)}
+        except NOT_FINITE as error:  # a result as well, and no reason to stop
+            row = {"failed": str(error)}
+        report = ways.report(name)
+        done = {"attention_left": report.attention_left(), "rewritten": len(report.rewritten)}
+        yield name, json.loads(json.dumps(done | row))
 
 
 def total(bench: Bench) -> int:
