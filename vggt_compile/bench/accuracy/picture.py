@@ -41,7 +41,7 @@ def grid(entries: Sequence[Entry], panel: Any) -> Figure:
 
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     counts = sorted({entry["frames"] for entry in entries})
-    width = 4.6 if panel is trade else 7.0
+    width = 4.4 if panel is trade else 7.0
     figure = Figure(figsize=(width * len(counts) + 2.0, 3.9 * len(models)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(models), len(counts), squeeze=False, sharey=panel is trade)
@@ -86,7 +86,8 @@ def trade(axis: Axes, entry: Entry) -> None:
         axis.plot([], [], marker, color="0.35", label=plan)
     axis.set_xlabel("attention FLOPs left, %", fontsize=9)
     axis.set_ylabel(f"{METRIC}, %", fontsize=9)
-    axis.set_ylim(0, 100)
+    axis.set(xlim=(0, 105), ylim=(0, 100))
+    axis.label_outer()
     axis.grid(alpha=0.25)
 
 
