@@ -119,10 +119,11 @@ class Recorded:
         del scene
         chosen = range(seed, seed + frames * self.stride, self.stride)
         found = load(self.posed.take(chosen), self.size, self.patch)
+        depth = found.depth if found.depth is not None and bool((found.depth > 0).any()) else None
         points = None
-        if found.depth is not None and found.intrinsics is not None:
-            points = unproject(found.depth, found.intrinsics, found.extrinsics)
-        return Case(found.images[None], Geometry(found.extrinsics, found.depth, points))
+        if depth is not None and found.intrinsics is not None:
+            points = unproject(depth, found.intrinsics, found.extrinsics)
+        return Case(found.images[None], Geometry(found.extrinsics, depth, points))
 
     def identity(self) -> dict[str, Any]:
         poses = None if self.poses is None else str(self.poses)

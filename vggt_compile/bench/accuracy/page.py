@@ -29,6 +29,7 @@ def page(record: Mapping[str, Any]) -> str:
     parts = [INTRODUCTION]
     if forms["plans"]:
         parts += controls_section(forms["plans"])
+        parts.append(FRONT)
         parts.append(f"![Accuracy over attention FLOPs]({record['pictures']}/accuracy.png)\n")
         parts += map(plans_section, forms["plans"])
     if forms["layers"]:
@@ -41,6 +42,11 @@ def page(record: Mapping[str, Any]) -> str:
 CONTROLS = """## Can it tell?
 
 Where no frame sees another, cameras can only be guessed, so `frame only` must be far below dense:
+"""
+FRONT = """## Accuracy over attention FLOPs
+
+A marker for each plan, one colour for each kind of scene; its line joins the plans that nothing cheaper reaches. Kinds
+are drawn a little beside each other.
 """
 LAYERS = """One global layer at a time is turned to attention inside frames, the others stay dense; `frame only` turns
 all. Differences to dense on the same scenes, in points of the metric.

@@ -54,7 +54,7 @@ def summaries(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[dict[str
 
 def _summary(rows: Sequence[Mapping[str, Any]], base: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     sound = [row for row in rows if "failed" not in row]
-    pairs = [(row["truth"], base[_place(row)]["truth"]) for row in sound]
+    pairs = [(row["truth"], base[_place(row)]["truth"]) for row in sound if "failed" not in base[_place(row)]]
     steps = [{name: ours[name] - theirs[name] for name in ours if name in theirs} for ours, theirs in pairs]
     return {
         "count": len(sound),
