@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +78,43 @@ def test_ranges_of_layers(text: object, named: set[int]) -> None:
     assert Layers.read(str(layers)) == layers
     policies = plan({text: FRAME})
     assert {layer for layer in range(10) if not policies.policy(layer).dense} == named
+
+
+@pytest.mark.parametrize(
+    ("text", "depth", "named"),
+    [
+        ("0-37.5%", 24, range(9)),
+        ("0-55%", 18, range(10)),
+        ("0-37.5%", 8, range(3)),
+        ("50-100%", 7, range(4, 7)),
+        ("0-10%", 4, []),
+        ("0,50-100%", 4, [0, 2, 3]),
+    ],
+)
+def test_shares_of_the_depth(text: str, depth: int, named: Iterable[int]) -> None:
+    layers = Layers.read(text)
+    assert Layers.read(str(layers)) == layers
+    assert [layer for layer in range(30) if layer in layers.at(depth)] == list(named)
+    placed = plan({text: FRAME}).at(depth)
+    assert [layer for layer in range(30) if not placed.policy(layer).dense] == list(named)
+
+
+@given(st.integers(0, 40), st.lists(st.integers(0, 400), min_size=1, max_size=5, unique=True))
+def test_shares_that_meet_leave_no_layer_out(depth: int, cuts: list[int]) -> None:
+    ends = [0.0, *(cut / 4 for cut in sorted(cuts) if 0 < cut < 400), 100.0]
+    shares = [Layers.read(f"{a:g}-{b:g}%").at(depth) for a, b in itertools.pairwise(ends)]
+    assert [sum(layer in share for share in shares) for layer in range(depth)] == [1] * depth
+
+
+@pytest.mark.parametrize("text", ["50%", "60-40%", "0-101%", "-5-10%", "a-b%", "0-0%"])
+def test_a_share_that_cannot_be_meant_shows_how_to_write_one(text: str) -> None:
+    assert f"{text!r} is not a share of the layers" in message(Layers.read, text)
+
+
+def test_shares_and_indices_that_meet_in_a_model_are_an_error() -> None:
+    both = plan({"0-50%": FRAME, "5": FRAME})
+    assert both.at(8).policy(3) == both.at(8).policy(5)
+    assert "layer 5 is named by both" in message(both.at, 12)
 
 
 @pytest.mark.parametrize(

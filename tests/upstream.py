@@ -68,6 +68,15 @@ def modules(*names: str) -> list[ModuleType]:
 
 
 def _pop_packages() -> dict[str, ModuleType]:
-    _import_module.cache_clear()  # Dynamo remembers modules by name, and would guard on those of the other checkout
+    _forget_modules()
     names = [m for m in sys.modules if m.split(".")[0] in PACKAGES]
     return {m: sys.modules.pop(m) for m in names}
+
+
+def _forget_modules() -> None:
+    """Dynamo keeps modules by name, in a cache and in the globals where compiles began; ours change under a name."""
+    _import_module.cache_clear()
+    aliases = tuple(f"__import_{package}_dot_" for package in PACKAGES)
+    for module in list(sys.modules.values()):
+        for name in [n for n in getattr(module, "__dict__", ()) if n.startswith(aliases)]:
+            delattr(module, name)

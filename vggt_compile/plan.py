@@ -4,16 +4,18 @@ The same language in Python, JSON and on the command line:
 
     {"layers": {"0-8": {"scope": "frame"}}, "min_tokens": 8192}
 
-`layers` keys are one index, a range, an open range ("9-"), a comma list, or "*". A setting is the name of a method, or
-a dictionary with "method" and its parameters. `families` holds layers that replace `layers` for one model family.
+`layers` keys are one index, a range, an open range ("9-"), a share of the depth ("0-37.5%"), a comma list, or "*". A
+setting is the name of a method, or a dictionary with "method" and its parameters. `families` holds layers that replace
+`layers` for one model family.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ MOST_LAYERS = 10_000
 """Far more than any model has; a range is a set of indices somewhere, so it must not be as long as one likes."""
 
 _RANGE = re.compile(r"(\d+)(?:(-)(\d+)?)?")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)%")
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,32 @@ class Policy:
 
 @dataclass(frozen=True)
 class Layers:
-    """A set of global layers as written in a plan: closed ranges and at most one open one."""
+    """A set of global layers as written in a plan: closed ranges, at most one open one, and shares of the depth.
+
+    A share from a to b percent of n layers begins at layer a·n/100 and ends before b·n/100, both rounded, so that
+    shares which meet leave no layer out. It names none until `at` has been told n.
+    """
 
     ranges: tuple[tuple[int, int | None], ...]
+    shares: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def read(cls, text: object) -> Layers:
         parts = ["0-"] if text == "*" else [part.strip() for part in str(text).split(",")]
-        return cls(tuple(map(cls._read_range, parts)))
+        shares = tuple(cls._read_share(part) for part in parts if part.endswith("%"))
+        return cls(tuple(cls._read_range(part) for part in parts if not part.endswith("%")), shares)
+
+    @staticmethod
+    def _read_share(text: str) -> tuple[float, float]:
+        match = _SHARE.fullmatch(text)
+        if match is None or not float(match[1]) < float(match[2]) <= 100:
+            raise PlanError(f"{text!r} is not a share of the layers (write two percentages that rise, as '0-37.5%')")
+        return float(match[1]), float(match[2])
+
+    def at(self, depth: int) -> Layers:
+        """The same layers by their index in a model with so many."""
+        ends = [(math.floor(a * depth / 100 + 0.5), math.floor(b * depth / 100 + 0.5)) for a, b in self.shares]
+        return Layers((*self.ranges, *((first, end - 1) for first, end in ends if first < end)))
 
     @staticmethod
     def _read_range(text: str) -> tuple[int, int | None]:
@@ -129,7 +150,7 @@ class Layers:
         def one(first: int, last: int | None) -> str:
             return f"{first}-" if last is None else str(first) if first == last else f"{first}-{last}"
 
-        return ",".join(one(*entry) for entry in self.ranges)
+        return ",".join((*(one(*entry) for entry in self.ranges), *(f"{a:g}-{b:g}%" for a, b in self.shares)))
 
 
 Rules = tuple[tuple[Layers, Policy], ...]
@@ -138,7 +159,10 @@ Rules = tuple[tuple[Layers, Policy], ...]
 def _read_rules(value: object) -> Rules:
     if not isinstance(value, Mapping):
         raise PlanError(f"layers is a dictionary from a range of layers to a policy, not {value!r}")
-    rules = tuple((Layers.read(layers), Policy.read(policy)) for layers, policy in value.items())
+    return _disjoint(tuple((Layers.read(layers), Policy.read(policy)) for layers, policy in value.items()))
+
+
+def _disjoint(rules: Rules) -> Rules:
     for i, (layers, _) in enumerate(rules):
         for other, _ in rules[:i]:
             shared = layers.overlap(other)
@@ -194,6 +218,19 @@ class Plan:
         except ValueError as error:  # neither JSON nor text
             raise PlanError(f"the plan {str(path)!r} is not JSON: {error}") from error
         return cls.read(text, name=Path(path).stem)
+
+    def at(self, depth: int) -> Plan:
+        """The plan for a model with so many global layers: shares of the depth become indices.
+
+        Raises:
+            PlanError: two rules name one layer of such a model.
+        """
+
+        def placed(rules: Rules) -> Rules:
+            return _disjoint(tuple((layers.at(depth), policy) for layers, policy in rules))
+
+        families = tuple((family, placed(rules)) for family, rules in self.families)
+        return replace(self, rules=placed(self.rules), families=families)
 
     def rules_for(self, family: str) -> Rules:
         return dict(self.families).get(family, self.rules)

@@ -26,9 +26,10 @@ _PLANS: tuple[tuple[str, str, str, dict], ...] = (
     ("dense", "nothing is rewritten: the model in one graph, memory-lean", "the model's own paper", {}),
     (
         "g2f",
-        "early global layers attend inside their frame: layers 0-8 of VGGT, the first 10 global ones of π³",
+        "early global layers attend inside their frame: layers 0-8 of VGGT, the first 10 global ones of π³, "
+        "as many in proportion at other depths",
         "AVGGT, arXiv 2512.02541, its first step (G2F)",
-        {"layers": {"0-8": {"scope": "frame"}}, "families": {"pi3": {"0-9": {"scope": "frame"}}}},
+        {"layers": {"0-37.5%": {"scope": "frame"}}, "families": {"pi3": {"0-55%": {"scope": "frame"}}}},
     ),
 )
 

@@ -43,6 +43,7 @@ def rewrite(gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = 
     report = Report(plan=plan.name)
     for part in dialect.parts(gm):
         _GraphRewrite(part, plan, guard, report).run()
+    plan = plan.at(1 + max((row.layer for row in report.global_rows if row.layer is not None), default=-1))
     if strict:
         failures = unmet(report, plan)
         if failures:
@@ -97,6 +98,7 @@ class _GraphRewrite:
         known = [site.family for site in sites if site.family != "generic"]
         self.report.family = known[0] if known else self.report.family
         self.report.dynamic |= any(not isinstance(site.tokens, int) for site in sites)
+        self.plan = self.plan.at(1 + max((site.layer for site in sites if site.layer is not None), default=-1))
         for site in sites:
             self.report.rows.append(self._apply(site))
         self.report.rows += refused

@@ -44,8 +44,8 @@ def from_first_camera(views: Views) -> Truth:
 def vggt_loss(outputs: Mapping[str, Any], views: Views) -> Losses:
     """Camera, depth and points; "total" is their weighted sum, which is to be minimised.
 
-    Beside the encodings it compares the poses of all pairs of frames, as π³ does: poses relative to the first frame alone
-    took several times as many steps to learn anything about cameras.
+    Beside the encodings it compares the poses of all pairs of frames, as π³ does: with poses relative to the first
+    frame alone, a small model had learnt next to nothing about cameras after 2,000 steps.
     """
     truth = from_first_camera(views)
     size = views.depth.shape[-2], views.depth.shape[-1]

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from vggt_compile.cli.images import Frames
 
 HELP = "run a model dense and rewritten, compare, draw a picture"
-SCENE = (6, (210, 280))
-"""Frames and size of the rendered scene."""
+SCENE = (8, (224, 224))
+"""Frames and size of the rendered scene; the models that come with the package know this size."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="pi3-tiny", help="vggt-tiny, -small, -1b, pi3-tiny, -small, -large")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights for it (default: random)")
+    parser.add_argument("--model", default="pi3-small", help="vggt- or pi3- and a size (default: pi3-small)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights (default: those of the package, else random)")
     parser.add_argument("--images", metavar="DIR", help="a folder of images instead of a rendered scene")
     parser.add_argument("--resize", action="store_true", help="resize images to --size or the nearest that fits")
     parser.add_argument(
@@ -96,17 +96,19 @@ def load_frames(args: argparse.Namespace, patch: int, device: torch.device, say:
         for note in frames.notes:
             say(f"note: {note}")
         return frames
-    from vggt_compile.scenes import render
+    from vggt_compile.scenes import HELD_OUT_SEEDS, render
 
     count, size = args.frames or SCENE[0], size or SCENE[1]
-    say(f"rendering {count} frames of {size[0]}×{size[1]}")
-    views = render(args.seed, count, size, trajectory=args.scene, device=device)
-    return Frames(views.images, [f"frame {i}" for i in range(count)])
+    say(f"rendering {count} frames of {size[0]}×{size[1]}, a scene that no shipped model was trained on")
+    views = render(HELD_OUT_SEEDS[args.seed], count, size, trajectory=args.scene, device=device)
+    return Frames(views.images, [f"frame {i}" for i in range(count)], truth=views)
 
 
 def text(result: Result, path: Path) -> str:
     """What people read: the report, both tables, and what to make of them."""
     parts = [str(result.report), times_table(result), errors_table(result)]
+    if result.scores:
+        parts.append(scores_table(result))
     return "\n\n".join([*parts, *(f"note: {note}" for note in result.notes), f"picture: {path}"])
 
 
@@ -131,6 +133,14 @@ def errors_table(result: Result) -> str:
         for name, d in deviations.items()
     ]
     return tabulate(rows, headers=("against eager dense", "", "‖a−b‖/‖b‖", "max|a−b|/max|b|"), disable_numparse=True)
+
+
+def scores_table(result: Result) -> str:
+    from tabulate import tabulate
+
+    names = next(iter(result.scores.values()))
+    rows = [(run, *(f"{found[name]:.3g}" for name in names)) for run, found in result.scores.items()]
+    return tabulate(rows, headers=("against the true scene", *names), disable_numparse=True)
 
 
 def seconds(value: float) -> str:

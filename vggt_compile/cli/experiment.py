@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vggt_compile.backend import vggt_sparse
 from vggt_compile.cli.compare import Deviation, compare
+from vggt_compile.cli.geometry import scores
 from vggt_compile.cli.images import Frames
 from vggt_compile.cli.measure import Run, measure
 from vggt_compile.cli.subject import RANDOM, Subject
@@ -30,6 +31,7 @@ class Result:
         runs: eager dense, compiled dense, compiled rewritten.
         deviations: of the two compiled ones from the eager one, by quantity.
         report: of the rewritten graph.
+        scores: of each run against the true scene, by its name; empty where no scene is known or weights are random.
     """
 
     subject: Subject
@@ -40,6 +42,7 @@ class Result:
     runs: tuple[Run, ...]
     deviations: dict[str, dict[str, Deviation]]
     report: Report
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +60,7 @@ class Result:
                 run: {name: _finite(d.to_dict()) for name, d in deviations.items()}
                 for run, deviations in self.deviations.items()
             },
+            "scores": self.scores,
             "report": self.report.to_dict(),
             "notes": self.notes,
         }
@@ -75,7 +79,14 @@ def run(
     runs = (eager, dense, rewritten)
     deviations = {one.name: compare(one.output, eager.output) for one in runs[1:]}
     notes = [*frames.notes, *_notes(subject, runs)]
-    return Result(subject, frames, plan, device, dtype, runs, deviations, report, notes)
+    return Result(subject, frames, plan, device, dtype, runs, deviations, report, _scores(subject, frames, runs), notes)
+
+
+def _scores(subject: Subject, frames: Frames, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    if frames.truth is None or subject.weights is None:
+        return {}
+    found = {one.name: scores(one.output, frames.truth) for one in runs}
+    return {name: score for name, score in found.items() if score is not None}
 
 
 def _compiled(

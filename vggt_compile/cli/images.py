@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from vggt_compile.scenes import Views
+
 Size = tuple[int, int]
 """Height and width in pixels."""
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
@@ -25,11 +27,12 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Frames:
-    """Images `[1, S, 3, H, W]` in 0..1, their names, and what was done to get them."""
+    """Images `[1, S, 3, H, W]` in 0..1, their names, what was done to get them, and the true scene if it is known."""
 
     images: Tensor
     names: list[str]
     notes: list[str] = field(default_factory=list)
+    truth: Views | None = None
 
 
 def load_folder(

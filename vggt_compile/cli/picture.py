@@ -1,4 +1,4 @@
-"""The demo's picture: inputs, depth dense and rewritten, their difference, and the camera paths from above."""
+"""The demo's picture: inputs, depth dense and rewritten, their difference, and the scene from above."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vggt_compile.cli.bird import draw_scene
 from vggt_compile.cli.compare import camera_centres, quantities
 from vggt_compile.errors import BadInput
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 COLUMNS = 6
 """Frames that are shown at most, spread over all."""
 CAPTION = "random weights: the geometry means nothing, and the differences are not those of a trained model"
-PANEL = 4.2
+PANEL = 4.8
 """Width in inches of the panel with the camera paths."""
 
 
@@ -54,10 +55,11 @@ def draw(result: Result, path: Path) -> None:
 def _title(result: Result) -> str:
     count, _, height, width = result.frames.images.shape[1:]
     speed = result.runs[0].warm_s / result.runs[-1].warm_s
+    left = result.report.attention_left()
     weights = "" if result.subject.weights else f"\n{CAPTION}"
     return (
         f"{result.subject.name}, plan {result.plan.name!r}, {count} frames of {height}×{width}, {result.dtype}: "
-        f"{speed:.2f}× the speed of eager dense, {result.report.attention_left():.0%} of the attention FLOPs{weights}"
+        f"{1 - left:.0%} of the attention FLOPs saved, {speed:.2f}× the speed of eager dense{weights}"
     )
 
 
@@ -101,12 +103,19 @@ def _range(values: Tensor) -> tuple[float, float]:
 
 
 def _side(figure: SubFigure | Figure, result: Result, size: tuple[int, int]) -> None:
-    """Camera paths, and under them what deviates by how much."""
+    """The scene from above, and under it what deviates by how much."""
     above, below = figure.subplots(2, 1, height_ratios=(3, 1.6))
-    _paths(above, result, size)
-    lines = ["relative error against eager dense", ""]
+    if result.frames.truth is not None and result.subject.weights is not None:
+        draw_scene(above, result)
+    else:
+        _paths(above, result, size)
+    lines = ["relative error against eager dense"]
     for name, found in result.deviations[result.runs[-1].name].items():
         lines.append(f"{name:<11}{found.relative:>9.1e}")
+    if result.scores:
+        lines += ["", f"{'true scene':<11}{'dense':>9}{'rewritten':>11}"]
+        dense, rewritten = result.scores[result.runs[0].name], result.scores[result.runs[-1].name]
+        lines += [f"{name:<11}{dense[name]:>9.3g}{rewritten[name]:>11.3g}" for name in dense]
     below.axis("off")
     below.text(0.0, 0.95, "\n".join(lines), family="monospace", fontsize=9, va="top", transform=below.transAxes)
 

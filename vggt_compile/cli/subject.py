@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vggt_compile.errors import BadInput, UnknownName
-from vggt_compile.models import VGGT, Pi3, load_checkpoint, pi3, vggt
+from vggt_compile.models import VGGT, Pi3, available, load_checkpoint, pi3, pretrained, vggt
 from vggt_compile.models.layers import LayerScale
 from vggt_compile.models.presets import PI3_PRESETS, VGGT_PRESETS
 
@@ -22,6 +22,7 @@ RANDOM = (
     "random weights: the geometry means nothing; the differences show what the plan changes in this model, "
     "not what it costs a trained one"
 )
+SHIPPED = "shipped with the package"
 _BUILDERS: dict[str, tuple[Callable[[str], VGGT | Pi3], str]] = {
     **{f"vggt-{preset}": (vggt, preset) for preset in VGGT_PRESETS},
     **{f"pi3-{preset}": (pi3, preset) for preset in PI3_PRESETS},
@@ -35,7 +36,7 @@ class Subject:
 
     Attributes:
         patch: side of a patch in pixels, which image sides must be multiples of; 1 where unknown.
-        weights: path of the checkpoint, None where weights are random.
+        weights: path of the checkpoint, or `SHIPPED`; None where weights are random.
     """
 
     name: str
@@ -45,7 +46,9 @@ class Subject:
 
 
 def named(name: str, device: torch.device, seed: int = 0, checkpoint: str | None = None) -> Subject:
-    """A model written here, with weights that a forward pass can use."""
+    """A model written here, with weights of a checkpoint, else those that come with the package, else random ones."""
+    if checkpoint is None and name in available():
+        return Subject(name, pretrained(name).to(device), patch_size(name), SHIPPED)
     if checkpoint is not None:
         model = _bare(name)
         _load(model, checkpoint)

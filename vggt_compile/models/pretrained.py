@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import as_file, files
 
 import safetensors.torch
@@ -10,7 +11,7 @@ from vggt_compile.models.pi3 import Pi3
 from vggt_compile.models.presets import pi3, vggt
 from vggt_compile.models.vggt import VGGT
 
-BUILDERS = {"vggt-small": vggt, "pi3-small": pi3}
+BUILDERS: dict[str, Callable[[str], VGGT | Pi3]] = {"vggt-small": vggt, "pi3-small": pi3}
 
 
 def available() -> tuple[str, ...]:
@@ -31,4 +32,5 @@ def pretrained(name: str) -> VGGT | Pi3:
     with as_file(files("vggt_compile.models") / "weights" / f"{name}.safetensors") as path:
         state = safetensors.torch.load_file(path)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
-    return model.eval()
+    model.eval()
+    return model
