@@ -12,7 +12,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vggt_compile.cli.options import add_dtype, check_frames, nearest_size, read_device
 from vggt_compile.errors import BadInput
@@ -132,19 +132,16 @@ def native_size(model: VGGT | Pi3) -> int:
 def load(name: str, checkpoint: str | None, device: torch.device) -> tuple[VGGT | Pi3, str]:
     """A trained model and a fingerprint of its weights; BadInput where there are none to load."""
     from vggt_compile.cli import subject
-    from vggt_compile.models import available, pretrained
+    from vggt_compile.models import available
 
     subject.patch_size(name)  # names the nearest model for an unknown one
-    if checkpoint is not None:
-        model = subject.named(name, device, checkpoint=checkpoint).model
-    elif name in available():
-        model = pretrained(name).to(device)
-    else:
+    if checkpoint is None and name not in available():
         raise BadInput(
             f"no trained weights of {name} come with the package, only of {', '.join(available())}; "
             "pass --checkpoint FILE (random weights find no geometry that a plan could harm)"
         )
-    return model, fingerprint(model)  # type: ignore[return-value]
+    model: Any = subject.named(name, device, checkpoint=checkpoint).model
+    return model, fingerprint(model)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
