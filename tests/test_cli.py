@@ -339,7 +339,8 @@ def test_explain_shows_each_global_layer(capsys):
 
 
 def test_explain_json_under_autocast_and_symbolic_sizes(capsys):
-    argv = ["explain", "pi3-tiny", *TINY, "--dtype", "bf16", "--dynamic", "--json"]
+    plan = '{"layers": {"0-9": {"scope": "frame"}}}'
+    argv = ["explain", "pi3-tiny", *TINY, "--plan", plan, "--dtype", "bf16", "--dynamic", "--json"]
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"model", "unmet", "plan", "family", "rows", "notes", "dynamic", "attention_left"} == set(found)
@@ -413,6 +414,7 @@ def test_demo_measures_compares_and_draws(capsys, folder, monkeypatch, model):
         folder(f"{i}.png", (30, 44), value=60 * i)
     out = folder.path / "out"
     argv = ["demo", "--model", model, "--images", str(folder.path), "--resize", "--out", str(out), "--json"]
+    argv.append("--compile-dense")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert main(argv) == 0
@@ -429,11 +431,25 @@ def test_demo_measures_compares_and_draws(capsys, folder, monkeypatch, model):
     assert set(dense) == {"camera", "depth", "points", "confidence"}
     assert all(dense[name]["relative"] < 1e-5 for name in dense)
     assert rewritten["camera"]["relative"] > 1e-4
-    assert sum(bool(row["axes"]) for row in result["report"]["rows"]) == {"pi3-tiny": 2, "vggt-tiny": 4}[model]
+    assert sum(bool(row["axes"]) for row in result["report"]["rows"]) == {"pi3-tiny": 1, "vggt-tiny": 2}[model]
     with Image.open(result["picture"]) as picture:
         assert picture.format == "PNG"
         assert picture.width > 800
         assert picture.height > 400
+
+
+def test_demo_judges_a_trained_model_by_the_true_scene(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("vggt_compile.cli.experiment.vggt_sparse", rewritten_only)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["demo", "--frames", "4", "--out", str(tmp_path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["weights"] == "shipped with the package"
+    assert not any("random" in note for note in result["notes"])
+    assert [run["name"] for run in result["runs"]] == ["eager dense", "compiled rewritten"]
+    assert set(result["scores"]) == {"eager dense", "compiled rewritten"}
+    assert result["scores"]["eager dense"]["AUC@30"] > 50
+    assert Image.open(result["picture"]).format == "PNG"
 
 
 def test_the_text_of_a_result_has_both_tables():
@@ -450,7 +466,8 @@ def test_the_text_of_a_result_has_both_tables():
         "report": Report(),
         "notes": ["so"],
         "device": torch.device("cpu"),
+        "scores": {"eager dense": {"AUC@30": 83.25}},
     }
     text = demo.text(types.SimpleNamespace(**fields), "demo.png")
-    for part in ("4.00×", "62.0 s", "250.0 ms", "2.00 GiB", "1.23e-02", "note: so", "picture: demo.png"):
+    for part in ("4.00×", "62.0 s", "250.0 ms", "2.00 GiB", "1.23e-02", "note: so", "picture: demo.png", "83.2"):
         assert part in text

@@ -1,4 +1,4 @@
-"""One model, one set of images, three ways to run it: eager dense, compiled dense, compiled and rewritten."""
+"""One model, one set of images, several ways to run it: eager dense, compiled dense, compiled and rewritten."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Result:
     """What the demo found out.
 
     Attributes:
-        runs: eager dense, compiled dense, compiled rewritten.
-        deviations: of the two compiled ones from the eager one, by quantity.
+        runs: eager dense, compiled dense where that was asked for, compiled rewritten.
+        deviations: of the compiled ones from the eager one, by quantity.
         report: of the rewritten graph.
         scores: of each run against the true scene, by its name; empty where no scene is known or weights are random.
     """
@@ -67,16 +67,22 @@ class Result:
 
 
 def run(
-    subject: Subject, frames: Frames, plan: Plan, device: torch.device, dtype: str, say: Callable[[str], None]
+    subject: Subject,
+    frames: Frames,
+    plan: Plan,
+    device: torch.device,
+    dtype: str,
+    say: Callable[[str], None],
+    compile_dense: bool = True,
 ) -> Result:
-    """Measure all three; a first call is quick where Inductor finds its code on disk, from an earlier process."""
+    """Measure all; a first call is quick where Inductor finds its code on disk, from an earlier process."""
     images = frames.images.to(device)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
         say(f"running {EAGER} on {device_name(device)}")
         eager = measure(EAGER, lambda: subject.model(images), device)
-        dense, _ = _compiled(DENSE, subject.model, images, resolve("dense"), say)
+        dense = [_compiled(DENSE, subject.model, images, resolve("dense"), say)[0]] if compile_dense else []
         rewritten, report = _compiled(REWRITTEN, subject.model, images, plan, say)
-    runs = (eager, dense, rewritten)
+    runs = (eager, *dense, rewritten)
     deviations = {one.name: compare(one.output, eager.output) for one in runs[1:]}
     notes = [*frames.notes, *_notes(subject, runs)]
     return Result(subject, frames, plan, device, dtype, runs, deviations, report, _scores(subject, frames, runs), notes)
