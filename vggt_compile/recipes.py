@@ -22,6 +22,20 @@ class Recipe:
 
 DEFAULT = "g2f"
 
+
+def _faster_vggt(percent: int, keep: float, cdf: float, measured: str) -> tuple[str, str, str, dict]:
+    """One of the published settings, where 1 − keep is the paper's ρ and cdf its τ; it sets no upper bound."""
+    return (
+        f"faster_vggt-{percent}",
+        f"every global layer reads blocks of keys chosen by their means; {measured} of VGGT's pairs are skipped",
+        f"Faster VGGT, arXiv 2509.07120, supplement: ρ = {1 - keep:.0%}, τ = {cdf:g}",
+        {
+            "layers": {"*": {"blocks": {"method": "predict", "keep": keep, "cdf": cdf, "most": 1.0}}},
+            "min_tokens": 20_000,  # provisional: below, choosing costs about what it saves
+        },
+    )
+
+
 _PLANS: tuple[tuple[str, str, str, dict], ...] = (
     ("dense", "nothing is rewritten: the model in one graph, memory-lean", "the model's own paper", {}),
     (
@@ -31,6 +45,9 @@ _PLANS: tuple[tuple[str, str, str, dict], ...] = (
         "AVGGT, arXiv 2512.02541, its first step (G2F)",
         {"layers": {"0-37.5%": {"scope": "frame"}}, "families": {"pi3": {"0-55%": {"scope": "frame"}}}},
     ),
+    _faster_vggt(25, keep=0.5, cdf=0.9, measured="25.5 %"),
+    _faster_vggt(50, keep=0.5, cdf=0.7, measured="45 %"),
+    _faster_vggt(75, keep=0.2, cdf=0.4, measured="74.8 %"),
 )
 
 

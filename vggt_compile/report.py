@@ -18,9 +18,11 @@ class Row:
 
     Attributes:
         axes: what acted, axis → setting; empty where the attention is as the model wrote it.
-        implementation: `sdpa`, or `spelled out` for products around a softmax that were left as they are.
+        implementation: `sdpa`, `block-sparse` for our own operator, or `spelled out` for products around a softmax that
+            were left as they are.
         flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
         reason: why the site was left alone, or an axis of its policy was; None where the plan was applied in full.
+        at_least: the data decide how much is computed, and `flops_after` is the least.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Row:
     flops_before: int
     flops_after: int
     reason: str | None
+    at_least: bool = False
 
 
 @dataclass
@@ -91,9 +94,10 @@ class Report:
         if rest:
             kinds = {scope: sum(row.scope == scope for row in rest) for scope in ("frame", "other")}
             lines.append(f"not over frames, left alone: {kinds['frame']} inside frames, {kinds['other']} others")
+        least = "at least " if any(row.at_least for row in self.rows) else ""
         lines.append(
             f"{len(self.rewritten)} of {len(self.rows)} attentions rewritten; "
-            f"{self.attention_left():.1%} of the attention FLOPs left"
+            f"{least}{self.attention_left():.1%} of the attention FLOPs left"
         )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -116,7 +120,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.dtype,
         ", ".join(f"{axis}: {_setting(setting)}" for axis, setting in row.axes.items()) or "–",
         row.implementation,
-        before if before == after else f"{before} → {after}",
+        before if before == after else f"{before} → {'≥ ' if row.at_least else ''}{after}",
         row.reason or "",
     )
 

@@ -21,6 +21,7 @@ from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.layout import find_sites
 from vggt_compile.graph.symbols import Symbols, hint, times
+from vggt_compile.ops import attention  # noqa: F401  # what a state with block lists is lowered to
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
 from vggt_compile.report import Report, Row
@@ -185,17 +186,29 @@ class _GraphRewrite:
 
     def _lower(self, site: Site, state: AttentionState) -> None:
         """Replace the site by the cheapest attention that computes the state."""
-        q, k, v = (self._as_output_dtype(x, site.dtype) for x in (state.q, state.k, state.v))
-        out = self.edit.call(F.scaled_dot_product_attention, q, k, v, scale=site.call.scale)
+        out = self._attention(site, state)
         for restore in reversed(state.restores):
             out = restore(self.edit, out)
         self._verify(site, out)
         site.call.node.replace_all_uses_with(out)
         self.gm.graph.erase_node(site.call.node)
 
-    def _as_output_dtype(self, x: Node, dtype: torch.dtype) -> Node:
+    def _attention(self, site: Site, state: AttentionState) -> Node:
         """Under autocast q and k may be wider than the attention's output; ask for what the model computes in."""
-        return x if dialect.value(x).dtype == dtype else self.edit.call(torch.ops.aten.to.dtype, x, dtype)
+        q, k, v = (self.edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
+        scale = site.call.scale
+        if state.blocks is None:
+            out = self.edit.call(F.scaled_dot_product_attention, q, k, v, scale=scale)
+        else:
+            lists = state.blocks
+            always = self.edit.size(lists.always)
+            given = (lists.index, lists.count, always, lists.q_block, lists.k_block)
+            out = self.edit.call(torch.ops.vggt_compile.attention.default, q, k, v, *given, scale=scale)
+        if state.dense_q is None:
+            return out
+        dense_q = self.edit.cast(state.dense_q, site.dtype)
+        dense = self.edit.call(F.scaled_dot_product_attention, dense_q, k, v, scale=scale)
+        return self.edit.call(torch.cat, (dense, out), 2)
 
     def _verify(self, site: Site, out: Node) -> None:
         old, new = dialect.value(site.call.node), dialect.value(out)
@@ -221,11 +234,16 @@ class _GraphRewrite:
             head_dim=number(site.head_dim),
             dtype=str(site.dtype).removeprefix("torch."),
             axes=state.axes,
-            implementation="spelled out" if site.call.spelled_out and not lifted else "sdpa",
+            implementation="spelled out" if site.call.spelled_out and not lifted else _implementation(state),
             flops_before=per_pair * number(before),
             flops_after=per_pair * number(state.pairs),
             reason=reason,
+            at_least=state.at_least,
         )
+
+
+def _implementation(state: AttentionState) -> str:
+    return "sdpa" if state.blocks is None else "block-sparse"
 
 
 def _without_disabled(policy: Policy) -> tuple[Policy, str | None]:

@@ -88,6 +88,23 @@ Restore = Callable[["Editor", Node], Node]
 
 
 @dataclass(frozen=True)
+class BlockLists:
+    """Which keys each query reads, by blocks: those of `q_block` queries, and of `k_block` keys after the first ones.
+
+    Attributes:
+        index, count: [B', H, query blocks, slots] and [B', H, query blocks] nodes, int32: ascending key blocks, and how
+            many of the slots count.
+        always: the first keys, which every query reads and which belong to no block.
+    """
+
+    index: Node
+    count: Node
+    always: Size
+    q_block: int
+    k_block: int
+
+
+@dataclass(frozen=True)
 class AttentionState:
     """What a pass receives and returns: the operands of the attention to come, and the way back to the query order.
 
@@ -96,6 +113,10 @@ class AttentionState:
         restores: applied to the attention's output, last first, until it has the shape of the original output.
         axes: what was done so far, axis → setting, for the report.
         pairs: query-key pairs that the attention computes, over all batch items, for one head.
+        blocks: what the queries `q` read of the keys, None where they read all.
+        dense_q: [B', H, M, D] node of queries that read all keys in any case. Their rows come first in the output that
+            `restores` see.
+        at_least: `pairs` is a lower bound, because how many there are depends on the data.
     """
 
     q: Node
@@ -104,6 +125,9 @@ class AttentionState:
     pairs: Size
     restores: tuple[Restore, ...] = ()
     axes: dict[str, Any] = field(default_factory=dict)
+    blocks: BlockLists | None = None
+    dense_q: Node | None = None
+    at_least: bool = False
 
     def then(self, axis: str, setting: Any, restore: Restore, **changes: Any) -> AttentionState:
         """This state after one more axis has acted."""

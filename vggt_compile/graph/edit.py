@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -66,6 +67,10 @@ class Editor:
     def reshape(self, x: Node, *shape: Size) -> Node:
         return self.call(torch.reshape, x, tuple(self.size(s) for s in shape))
 
+    def cast(self, x: Node, dtype: torch.dtype) -> Node:
+        """The node in a dtype; itself where it has that one."""
+        return x if value(x).dtype == dtype else self.call(torch.ops.aten.to.dtype, x, dtype)
+
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._anchor is not None
         plain_args, plain_kwargs = map_arg((args, kwargs), value)
@@ -74,4 +79,5 @@ class Editor:
             for region in self._regions:
                 stack.enter_context(torch.autocast(region.device, region.dtype, region.enabled, region.cache))
             stack.enter_context(seen.fake_mode if isinstance(seen, FakeTensor) else nullcontext())
+            stack.enter_context(enable_python_dispatcher())  # some compositions know symbolic sizes in Python only
             return function(*plain_args, **plain_kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Graph, Node
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -36,6 +37,18 @@ def times(*sizes: Size) -> Size:
 
 def minus(left: Size, right: Size) -> Size:
     return simplify(left - right)
+
+
+def floordiv(left: Size, right: int) -> Size:
+    return simplify(FloorDiv(sympy.sympify(left), sympy.sympify(right)))
+
+
+def least(left: Size, right: Size) -> Size:
+    return simplify(Min(sympy.sympify(left), sympy.sympify(right)))
+
+
+def greatest(left: Size, right: Size) -> Size:
+    return simplify(Max(sympy.sympify(left), sympy.sympify(right)))
 
 
 def equal(left: Size, right: Size) -> bool:
@@ -80,6 +93,10 @@ class Symbols:
     def symint(self, size: Size) -> int | torch.SymInt:
         """The size as the shape environment's own number."""
         return self._interpret(size, lambda symbol: self._sources[symbol][2])
+
+    def hinted(self, size: Size) -> int:
+        """The size for the inputs that were traced with; computed with numbers, so that no guard is added."""
+        return int(self._interpret(size, lambda symbol: self._sources[symbol][2].node.hint))
 
     def node(self, size: Size, create: Callable[..., Node]) -> int | Node:
         """The size as a node that computes it; `create(function, *args)` makes nodes."""
@@ -131,5 +148,4 @@ def hint(size: Size, symbols: Symbols) -> int:
     """The size for the inputs that were traced with, 0 where they do not tell it."""
     if symbols.unknown(size):
         return 0
-    number = symbols.symint(size)
-    return number if isinstance(number, int) else int(number.node.hint)
+    return symbols.hinted(size)

@@ -1,0 +1,335 @@
+"""Block-sparse attention in models: what it computes against a mask by hand, what it refuses, what the report says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import alternating
+import blocks_oracle as oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from alternating import Spec, build
+from harness import Capture, exported, nodes, run, swapped
+from modelutils import images as pictures
+from modelutils import randomized, worst
+from numerics import assert_as_accurate
+from torch import Tensor, nn
+from torch._functorch._aot_autograd.autograd_cache import check_node_safe
+
+from vggt_compile import collect_reports, explain, vggt_sparse
+from vggt_compile.errors import NotRewritten
+from vggt_compile.models import pi3, vggt
+from vggt_compile.ops.random_blocks import random_blocks
+from vggt_compile.ops.select_blocks import select_blocks
+from vggt_compile.recipes import recipes
+from vggt_compile.sources import _files
+
+SPEC = Spec(head_dim=16)
+BLOCKS = {"q_block": 32, "k_block": 16}
+
+
+def plan(method: str = "predict", layers: str = "*", **parameters: Any) -> dict:
+    return {"layers": {layers: {"blocks": {"method": method, **BLOCKS, **parameters}}}}
+
+
+def scene(batch: int = 1, frames: int = 4, grid: tuple[int, int] = (5, 7), seed: int = 0) -> Tensor:
+    return alternating.images(SPEC, batch, frames, grid, seed)
+
+
+Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def confined(frames: int, special: int, choose: Choose, first_frame: bool = False) -> Callable:
+    """Attention under a mask [queries, keys] in the model's own token order: block lists, spread out pair by pair."""
+
+    def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = q.shape[-2]
+        place = torch.arange(tokens)
+        inside = place % (tokens // frames)
+        patches = place[inside >= special]
+        listed = place[(inside >= special) & ((place >= tokens // frames) | (not first_frame))]
+        index, count = choose(q[:, :, patches], k[:, :, listed])
+        blocks = oracle.mask(index, count, -(-len(listed) // BLOCKS["k_block"]))
+        pairs = blocks.repeat_interleave(BLOCKS["q_block"], 2).repeat_interleave(BLOCKS["k_block"], 3)
+        allowed = torch.ones(*q.shape[:2], tokens, tokens, dtype=torch.bool)
+        allowed[:, :, patches[:, None], listed] = pairs[:, :, : len(patches), : len(listed)]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+    return core
+
+
+def by_hand(model: nn.Module, x: Tensor, core: Callable) -> Tensor:
+    with torch.no_grad(), swapped(model, core):
+        return model(x)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"keep": 0.25},
+    {"keep": 0.0},
+    {"keep": 0.1, "cdf": 0.6, "coverage": "reach", "most": 1.0},
+    {"keep": 0.3, "pool": "max"},
+    {"keep": 0.2, "keep_first_frame": True},
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("batch", "special"), [(2, 5), (1, 1), (1, 0)])
+def test_predicted_blocks_are_a_mask(setting: dict, batch: int, special: int) -> None:
+    spec = Spec(head_dim=16, special=special)
+    model, x = build(spec), scene(batch)
+    out = run(model, x, capture=(capture := Capture(plan=plan(**setting), strict=True)))
+    assert [row.implementation for row in capture.report.rewritten] == ["block-sparse"] * 2
+    first_frame = setting.get("keep_first_frame", False)
+    given = {name: value for name, value in setting.items() if name != "keep_first_frame"}
+    hand = confined(4, special, lambda q, k: select_blocks(q, k, **given, **BLOCKS), first_frame)
+    torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert (out - model(x)).abs().max() > 1e-3
+
+
+def test_random_blocks_are_a_mask_of_another_kind_in_each_layer() -> None:
+    model, x = build(SPEC), scene(2)
+    out = run(model, x, capture=Capture(plan=plan("random", seed=3), strict=True))
+    layer = iter((3000, 3001))
+    hand = confined(4, 5, lambda q, k: random_blocks(q, k, 0.25, next(layer), **BLOCKS))
+    torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+    assert not torch.equal(out, run(model, x, capture=Capture(plan=plan("random", seed=4))))
+
+
+@pytest.mark.parametrize(("frames", "grid"), [(1, (5, 7)), (2, (1, 1)), (3, (3, 11)), (5, (4, 4))])
+@pytest.mark.parametrize("method", ["predict", "random"])
+def test_all_blocks_are_the_dense_attention(method: str, frames: int, grid: tuple[int, int]) -> None:
+    model, x = build(SPEC), scene(2, frames, grid)
+    out = run(model, x, capture=(capture := Capture(plan=plan(method, keep=1.0))))
+    assert len(capture.report.rewritten) == len(capture.report.global_rows)
+    assert capture.report.attention_left() == 1.0
+    with torch.no_grad():
+        dense = model(x)
+        assert_as_accurate(out, dense, model.double()(x.double()))
+
+
+def test_scale_is_carried_to_scores_and_attention() -> None:
+    model, x = build(Spec(head_dim=16, core=alternating.scaled)), scene()
+    out = run(model, x, capture=Capture(plan=plan(cdf=0.5, keep=0.0, most=1.0)))
+
+    def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        hand = confined(4, 5, lambda q, k: select_blocks(q, k, 0.0, 0.5, most=1.0, scale=0.25, **BLOCKS))
+        return hand(q * (0.3 / 0.25), k, v)  # 0.25 is the scale of 16 numbers
+
+    torch.testing.assert_close(out, by_hand(model, x, core), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_items_do_not_mix() -> None:
+    model, both = build(SPEC), torch.cat((scene(), scene(seed=1)))
+    together = run(model, both, capture=Capture(plan=plan()))
+    for index in range(2):
+        torch._dynamo.reset()
+        alone = run(model, both[index : index + 1], capture=Capture(plan=plan()))
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def wide_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q and k come out of a norm in float32, v stays in what autocast made of it."""
+    return F.scaled_dot_product_attention(q.float() * 1.0, k.float() * 1.0, v)
+
+
+@pytest.mark.parametrize("core", [alternating.sdpa, wide_queries])
+@pytest.mark.parametrize("context", [contextlib.nullcontext, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
+def test_dtypes_and_autocast(context: Callable, core: Callable) -> None:
+    model, x = build(Spec(head_dim=16, core=core)), scene(2)
+    with context(), torch.no_grad():
+        out = run(model, x, capture=(capture := Capture(plan=plan(keep=1.0))))
+        eager = model(x)
+    assert len(capture.report.rewritten) == 2
+    assert out.dtype == eager.dtype
+    with torch.no_grad():
+        want = by_hand(model.double(), x.double(), alternating.sdpa)
+    # Split sums round elsewhere, so the largest error of a low precision is another one; as a whole it is no larger.
+    assert (out - want).norm() < 1.1 * (eager - want).norm() + 1e-6 * want.norm()
+    for node in capture.graphs[0].graph.nodes:
+        check_node_safe(node)  # raises for what AOTAutograd would not cache
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [{"keep": 0.1, "cdf": 0.7}, {"keep": 0.2, "keep_first_frame": True}])
+def test_one_graph_serves_all_frame_counts(setting: dict) -> None:
+    model, capture = build(SPEC), Capture(plan=plan(**setting), strict=True)
+    for batch, frames, grid in ((2, 4, (5, 7)), (3, 6, (6, 5)), (2, 3, (8, 9))):
+        x = scene(batch, frames, grid)
+        out = run(model, x, capture=capture, dynamic=True)
+        given = {name: value for name, value in setting.items() if name != "keep_first_frame"}
+        hand = confined(
+            frames, 5, lambda q, k, given=given: select_blocks(q, k, **given, **BLOCKS), "keep_first_frame" in setting
+        )
+        torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
+    assert len(capture.graphs) <= 2
+    assert capture.reports[0].dynamic
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
+    model, x, auto = build(SPEC), scene(2), torch.export.Dim.AUTO
+    gm, report = exported(model, x, plan(), {0: auto, 1: auto, 3: auto, 4: auto} if dynamic else None)
+    assert len(report.rewritten) == 2
+    hand = confined(4, 5, lambda q, k: select_blocks(q, k, 0.25, **BLOCKS))
+    torch.testing.assert_close(gm(x), by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
+
+
+@contextlib.contextmanager
+def attention_over_frames(tokens: int, core: Callable) -> Iterator[None]:
+    """Within the block every attention over so many tokens is `core`."""
+
+    class Swap(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is F.scaled_dot_product_attention and args[0].shape[-2] == tokens and not (kwargs or {}):
+                return core(*args)
+            return func(*args, **(kwargs or {}))
+
+    with Swap():
+        yield
+
+
+@pytest.mark.parametrize("make", [vggt, pi3])
+def test_the_models_of_this_package(make: Callable) -> None:
+    model, x = randomized(make("tiny")), pictures(1, 3, 3, 56, 84)
+    tokens = 3 * (4 * 6 + 5)
+    out = run(model, x, capture=(capture := Capture(plan=plan(keep=0.3), strict=True)))
+    assert all(row.implementation == "block-sparse" for row in capture.report.global_rows)
+    assert all(row.flops_after < row.flops_before for row in capture.report.global_rows)
+    hand = confined(3, 5, lambda q, k: select_blocks(q, k, 0.3, **BLOCKS))
+    with torch.no_grad(), attention_over_frames(tokens, hand):
+        want = model(x)
+    assert worst(out, want) < 1e-3
+    with torch.no_grad():
+        assert worst(out, model(x)) > 1e-3
+
+
+def test_the_order_of_frames_does_not_matter_where_all_is_kept() -> None:
+    model, x, order = randomized(pi3("tiny")), pictures(1, 4, 3, 28, 42), [2, 0, 3, 1]
+    out = run(model, x, capture=Capture(plan=plan(keep=1.0), strict=True))
+    torch._dynamo.reset()
+    permuted = run(model, x[:, order], capture=Capture(plan=plan(keep=1.0)))
+    assert worst(permuted, {name: value[:, order] for name, value in out.items()}) < 1e-3
+
+
+REFUSALS = [
+    ({"blocks": {"method": "predict", "keep": 1.5}}, "keep=1.5 is no share"),
+    ({"blocks": {"method": "random", "keep": -0.1}}, "keep=-0.1 is no share"),
+    ({"blocks": {"method": "predict", "cdf": 2.0}}, "cdf=2.0 is no share"),
+    ({"blocks": {"method": "predict", "most": -1.0}}, "most=-1.0 is no share"),
+    ({"blocks": {"method": "predict", "q_block": 100}}, "blocks of 100 queries and 64 keys"),
+    ({"blocks": {"method": "random", "k_block": 8}}, "blocks of 128 queries and 8 keys"),
+    ({"blocks": "predict", "scope": "frame"}, "not chosen after another axis yet, and scope acted before"),
+]
+
+
+@pytest.mark.parametrize(("policy", "reason"), REFUSALS)
+def test_what_cannot_be_done_is_refused_with_a_reason(policy: dict, reason: str) -> None:
+    capture = Capture(plan={"layers": {"*": policy}})
+    run(build(SPEC), scene(), capture=capture)
+    assert nodes(capture.graphs[0]) == capture.before[0]
+    assert all(reason in (row.reason or "") for row in capture.report.global_rows)
+    with pytest.raises((NotRewritten, Exception), match="layer 0"), torch.no_grad():
+        explain(build(SPEC), scene(), plan={"layers": {"*": policy}}, strict=True)
+
+
+def test_one_frame_cannot_be_kept_whole_and_chosen_from() -> None:
+    capture = Capture(plan=plan(keep_first_frame=True))
+    run(build(SPEC), scene(frames=1), capture=capture)
+    assert all("there is one frame only" in (row.reason or "") for row in capture.report.global_rows)
+
+
+def test_unknown_special_tokens_are_refused() -> None:
+    """Without the patch embedding in the graph, and without a family, nobody tells."""
+
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.source = build(Spec(names="hidden", head_dim=16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, frames, tokens, width = x.shape
+            for inner, outer in zip(self.source.a, self.source.b, strict=True):
+                x = inner(x.reshape(batch * frames, tokens, width))
+                x = outer(x.reshape(batch, frames * tokens, width)).reshape(batch, frames, tokens, width)
+            return x
+
+    capture = Capture(plan=plan())
+    run(Trunk(), torch.randn(2, 3, 9, 32), capture=capture)
+    assert [row.reason for row in capture.report.global_rows] == [
+        "the number of special tokens in a frame is unknown"
+    ] * 2
+
+
+def test_cross_attention_is_left_alone() -> None:
+    capture = Capture(plan=plan())
+    run(build(Spec(head_dim=16, core=alternating.crossing)), scene(), capture=capture)
+    assert capture.report.rewritten == []
+    assert all("cross-attention" in (row.reason or "") for row in capture.report.global_rows)
+
+
+def test_flops_count_special_rows_always_keys_and_kept_blocks() -> None:
+    capture = Capture(plan=plan(keep=0.25))
+    run(build(SPEC), scene(2), capture=capture)
+    row = capture.report.global_rows[0]
+    special, patches = 4 * 5, 4 * 35
+    pairs = special * (special + patches) + patches * (special + 2 * 16)  # 2 of 9 blocks
+    assert row.flops_after == 2 * 4 * 2 * 16 * pairs
+    assert row.flops_before == 2 * 4 * 2 * 16 * (special + patches) ** 2
+    assert not row.at_least
+
+
+def test_the_report_says_where_the_data_decide() -> None:
+    capture = Capture(plan=plan(keep=0.25, cdf=0.9))
+    run(build(SPEC), scene(), capture=capture)
+    report = capture.report
+    assert all(row.at_least for row in report.global_rows)
+    assert "→ ≥ " in report.table()
+    assert "at least" in str(report)
+    assert report.to_dict()["rows"][1]["axes"]["blocks"] == {
+        "method": "predict", "keep": 0.25, "pool": "mean", "cdf": 0.9, "coverage": "reference", "most": 0.5
+    }  # fmt: skip
+    torch._dynamo.reset()
+    run(build(SPEC), scene(), capture=(fixed := Capture(plan=plan(keep=0.25))))
+    assert "at least" not in str(fixed.report)
+
+
+@pytest.mark.parametrize("name", ["faster_vggt-25", "faster_vggt-50", "faster_vggt-75"])
+def test_recipes_rewrite_all_global_layers_above_their_threshold(name: str) -> None:
+    recipe = recipes()[name].plan
+    assert recipe.min_tokens > 0
+    for model in (vggt("tiny", outputs=("depth",)), pi3("tiny")):
+        torch._dynamo.reset()
+        small = pictures(1, 2, 3, 28, 42)
+        with torch.no_grad():
+            report = explain(model.eval(), small, plan=recipe)
+            assert report.rewritten == []
+            assert all("min_tokens" in (row.reason or "") for row in report.global_rows)
+            large = {**recipe.to_json(), "min_tokens": 0}
+            report = explain(model, small, plan=large, strict=True)
+        assert len(report.rewritten) == len(report.global_rows) > 0
+
+
+@pytest.mark.slow
+def test_compiled_is_what_the_rewritten_graph_computes() -> None:
+    model, x = build(Spec(head_dim=16, pairs=1)), scene(2)
+    eager = run(model, x, capture=Capture(plan=plan(keep=0.2, cdf=0.6)))
+    torch._dynamo.reset()
+    with torch.no_grad(), collect_reports() as reports:
+        options = {"plan": plan(keep=0.2, cdf=0.6), "strict": True}
+        compiled = torch.compile(model, backend=vggt_sparse, options=options)(x)
+    assert len(reports[0].rewritten) == 1
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_operators_take_part_in_the_cache_key() -> None:
+    import vggt_compile
+
+    names = {name for name, _ in _files(vggt_compile)}
+    for file in ("select_blocks", "select_blocks_kernel", "random_blocks"):
+        assert f"vggt_compile:ops/{file}.py" in names
+    assert "vggt_compile.passes:select_blocks.py" in names

@@ -1,0 +1,114 @@
+"""Which blocks of keys a block of queries reads, told by the scores of their means (arXiv 2509.07120).
+
+Queries and keys are pooled over runs of `q_block` and `k_block` tokens; the last run has what is left. The score of a
+key block is the product of the two pooled vectors, and each query block keeps the blocks with the best scores.
+
+The function below is the operator; on CUDA a Triton kernel finds the same blocks without a sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import triton_op
+
+SLACK = 1e-5
+"""What the published code adds to the mass it asks for."""
+
+
+@triton_op("vggt_compile::select_blocks", mutates_args=())
+def select_blocks(
+    q: Tensor,
+    k: Tensor,
+    keep: float,
+    cdf: float = 0.0,
+    pool: str = "mean",
+    coverage: str = "reference",
+    most: float = 0.5,
+    q_block: int = 128,
+    k_block: int = 64,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The best key blocks of each query block, for every batch item and head by itself.
+
+    The blocks of a row are ranked by score in fp32, equal scores by index, lower first. With P = softmax of the row,
+    it keeps max(1, ⌊keep·nK⌋, n_cdf) blocks, where n_cdf asks for a share of the mass of P:
+
+    - `coverage="reference"`: the longest run of best blocks with mass ≤ cdf + 1e-5, as in the published code. It stops
+      one block short of `cdf`.
+    - `coverage="reach"`: one more, so that the mass reaches `cdf`.
+
+    Args:
+        q, k: [B, H, M, D] and [B, H, N, D], of any strides.
+        keep: share of the nK = ⌈N / k_block⌉ key blocks that every row keeps at least, in steps of 1/10000.
+        cdf: share of the mass, 0 for none, so that every row keeps the same number.
+        pool: "mean" or "max".
+        most: with `cdf`, no row keeps more than this share, or than `keep` if that is larger: it keeps its best ones.
+            The lists are as long as that.
+        scale: of the scores, 1/√D where None.
+
+    Returns:
+        block_index [B, H, nQ, cap] int32, ascending, zeros after the last kept block, and block_count [B, H, nQ] int32.
+        cap = max(1, ⌊keep·nK⌋), with `cdf` at least ⌈most·nK⌉.
+    """
+    blocks = cdiv(k.shape[-2], k_block)
+    floor, cap = budget(blocks, keep, cdf, most)
+    pooled_q = pooled(q, q_block, pool) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    pooled_k = pooled(k, k_block, pool)
+    if q.is_cuda:
+        from vggt_compile.ops.select_blocks_kernel import launch
+
+        return launch(pooled_q, pooled_k, floor, cap, cdf + SLACK if cdf else 0.0, coverage == "reach")
+    with torch.autocast(q.device.type, enabled=False):  # the scores are fp32 whatever is around
+        scores = pooled_q @ pooled_k.mT
+    return best_blocks(scores, floor, cap, cdf, coverage == "reach")
+
+
+def pooled(x: Tensor, block: int, pool: str) -> Tensor:
+    """[B, H, N, D] → [B, H, ⌈N / block⌉, D] in fp32."""
+    tokens = x.shape[-2]
+    blocks = cdiv(tokens, block)
+    runs = F.pad(x, (0, 0, 0, blocks * block - tokens), value=0.0 if pool == "mean" else -torch.inf)
+    runs = runs.unflatten(-2, (blocks, block))
+    if pool == "max":
+        return runs.amax(-2).float()
+    sizes = (tokens - torch.arange(blocks, device=x.device) * block).clamp(max=block)
+    return runs.sum(-2, dtype=torch.float32) / sizes.unsqueeze(-1)
+
+
+def best_blocks(scores: Tensor, floor: int, cap: int, cdf: float, reach: bool) -> tuple[Tensor, Tensor]:
+    """The definition: sort each row of scores [B, H, nQ, nK], take the first ones, and list them by index."""
+    blocks = scores.shape[-1]
+    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+    count = torch.full(scores.shape[:-1], floor, dtype=torch.int64, device=scores.device)
+    if cdf:
+        mass = ranked.softmax(-1).cumsum(-1)
+        count = torch.maximum(count, (mass <= cdf + SLACK).sum(-1) + int(reach)).clamp(max=cap)
+    kept = torch.arange(cap, device=scores.device) < count[..., None]
+    index = torch.where(kept, order[..., :cap], blocks).sort(-1).values
+    return torch.where(kept, index, 0).int(), count.int()
+
+
+def budget(blocks: int, keep: float, cdf: float, most: float) -> tuple[int, int]:
+    """How many of so many key blocks a row keeps at least, and at most; sizes may be symbolic."""
+    at_least, at_most = ratio(keep), ratio(most)
+    # torch.sym_max where max() would add a guard
+    floor = _max(blocks * at_least.numerator // at_least.denominator, 1)
+    return floor, _max(floor, cdiv(blocks * at_most.numerator, at_most.denominator)) if cdf else floor
+
+
+_max = cast(Callable[[int, int], int], torch.sym_max)
+
+
+def ratio(share: float) -> Fraction:
+    """0.3 as 3/10: products of sizes and floats are wrong by one now and then, and awkward where sizes are symbols."""
+    return Fraction(share).limit_denominator(10_000)
+
+
+def cdiv(size: int, by: int) -> int:
+    return (size + by - 1) // by
