@@ -66,8 +66,9 @@ def test_long_runs_are_repeated_less():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_the_command_says_so(capsys):
-    assert main(["bench"]) == 1
+@pytest.mark.parametrize("form", [[], ["speed"], ["--phase", "cold", "--frames", "8", "16"]])
+def test_without_a_gpu_the_command_says_so(form, capsys):
+    assert main(["bench", *form]) == 1
     assert capsys.readouterr().err == (
         "vggt_compile: error: bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing\n"
     )

@@ -23,7 +23,7 @@ DRAWING = """
     __main__ → cli
     cli → root export bench analysis scenes models
     root → backend dry_run families.trace
-    bench → root export metrics scenes models ops
+    bench → root export metrics scenes models datasets ops
     analysis → root metrics
     export → backend
     dry_run → backend

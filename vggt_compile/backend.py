@@ -87,6 +87,25 @@ def vggt_sparse(
         return compiled
 
 
+def vggt_sparse_eager(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """`vggt_sparse` without Inductor: the rewritten graph runs node by node, as the model itself does.
+
+    For checking what a plan does, where compiling would take longer than running. Inductor's settings and `mode` have
+    no effect, except that `disabled_passes` is heeded.
+    """
+    del example_inputs, mode
+    chosen = Options.read(options)
+    with torch._inductor.config.patch(dict(chosen.inductor)):
+        reported_rewrite(gm, chosen)
+    return gm.forward
+
+
 def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     """Rewrite one graph of Dynamo's; log, trace and publish its report."""
     _listen()

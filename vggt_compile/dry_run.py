@@ -47,12 +47,12 @@ def explain(
 
     trace.arm()
     with collect_reports() as reports:
-        torch.compile(_fresh_call(), backend=backend, dynamic=dynamic)(model, *inputs, **kwargs)
+        torch.compile(fresh_call(), backend=backend, dynamic=dynamic)(model, *inputs, **kwargs)
     return _join(reports, options)
 
 
-def _fresh_call() -> Any:
-    """A function with code of its own, so that explaining leaves nothing in Dynamo's caches of the model's forward."""
+def fresh_call() -> Any:
+    """A function `(model, *inputs)` with code of its own: compiling it leaves the model's own caches alone."""
 
     def call(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
         return model(*inputs, **kwargs)

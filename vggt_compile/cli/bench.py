@@ -1,36 +1,25 @@
-"""Time VGGT-1B on this GPU: eager, torch.compile, this backend dense and with a recipe; writes JSON and a page."""
+"""Measure a model: `bench speed` (plain `bench` too) its time on this GPU, `bench accuracy` what plans cost it."""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 
-from vggt_compile.bench.model import PHASES, VARIANTS, Settings, run_phase, write
-from vggt_compile.errors import BadInput
+from vggt_compile.cli import accuracy, speed
 
-HELP = "time a whole model on the GPU and write the benchmark page"
+HELP = "time a whole model on the GPU, or judge the accuracy of plans; writes the page"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--phase", choices=(*PHASES, "all"), default="all", help="(default: all)")
-    parser.add_argument("--upstream", default="", metavar="DIR", help="checkout of VGGT; else the model written here")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for caches and raw results")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="for JSON and page")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
+    speed.arguments(parser)  # plain `bench` is `bench speed`
+    forms = parser.add_subparsers(metavar="FORM", required=False)
+    for name, module in (("speed", speed), ("accuracy", accuracy)):
+        sub = forms.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.arguments(sub)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON on stdout only")
+        sub.set_defaults(form=module.run)
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise BadInput("bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing")
-    settings = Settings(args.upstream, tuple(args.frames))
-    work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
-    work.mkdir(parents=True, exist_ok=True)
-    for phase in PHASES if args.phase == "all" else (args.phase,):
-        run_phase(phase, args.variants, settings, work)
-    page = write(settings, work, args.out)
-    print((args.out / "model.json").read_text() if args.json else page)
-    return 0
+    form = getattr(args, "form", speed.run)
+    code: int = form(args)
+    return code

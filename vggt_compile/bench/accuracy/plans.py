@@ -1,0 +1,63 @@
+"""Which plans the bench runs, as its command line names them, and those that show what each layer matters."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from vggt_compile.errors import PlanError
+from vggt_compile.plan import Plan
+from vggt_compile.recipes import recipes, resolve
+
+FRAME_ONLY = "frame only"
+"""A control: no frame sees another, which a bench worth its name must punish."""
+CONTROLS = {FRAME_ONLY: Plan.read({"layers": {"*": {"scope": "frame"}}}, FRAME_ONLY)}
+
+_NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
+
+
+def read_plans(text: str | None) -> dict[str, Plan]:
+    """Comma-separated plans by name, `dense` first; without text all recipes and controls.
+
+    Each is the name of a recipe or a control, the path of a JSON file or JSON, the last two also as NAME=….
+
+    Raises:
+        PlanError: a plan that cannot be meant, or two of one name.
+    """
+    parts = split(text) if text is not None else [*recipes(), *CONTROLS]
+    found = {"dense": resolve("dense")}
+    for part in parts:
+        name, plan = _read(part)
+        if found.setdefault(name, plan) != plan:
+            raise PlanError(f"two plans are named {name!r}; name one of them otherwise: NAME={{…}}")
+    return found
+
+
+def split(text: str) -> list[str]:
+    """Parts between commas that stand outside of braces and brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "{[") - (letter in "}]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _read(text: str) -> tuple[str, Plan]:
+    if text in CONTROLS:
+        return text, CONTROLS[text]
+    named = None if text.startswith("{") else _NAMED.fullmatch(text)
+    name, text = (named[1].strip(), named[2].strip()) if named else (None, text)
+    try:
+        plan = resolve(json.loads(text) if text.startswith("{") else text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"--plans: {text!r} is not JSON: {error}") from error
+    return name or plan.name, plan
+
+
+def layer_plans(layers: int) -> dict[str, Plan]:
+    """Dense, each of so many global layers alone inside frames, and all of them."""
+    single = {f"layer {i}": Plan.read({"layers": {str(i): {"scope": "frame"}}}, f"layer {i}") for i in range(layers)}
+    return {"dense": resolve("dense")} | single | CONTROLS
