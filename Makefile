@@ -10,8 +10,9 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(abspath $(VENV))/inductor
 demo: $(STAMP)
 	$(BIN)/python -m vggt_compile demo --out demo_out
 
+# One thread a worker: two workers with two threads each on two cores take several times as long.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -m "not gpu" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu" -n auto --dist loadfile --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -218,3 +218,11 @@ def test_it_is_imported_without_triton() -> None:
         attention(x, x, x)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
+def test_autocast_around_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 40, 32, generator=generator) for _ in range(3))
+    alone = attention(q, k, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention(q, k, v), alone)

@@ -63,7 +63,31 @@ def attention(
         from vggt_compile.ops.attention_kernel import launch  # Triton may be missing where there is no GPU
 
         return launch(operands)
-    return reference(operands)
+    with torch.autocast(q.device.type, enabled=False):  # the law is in fp32 whatever is around
+        return reference(operands)
+
+
+@attention.register_fake
+def _shape(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_index: Tensor | None = None,
+    block_count: Tensor | None = None,
+    always: int = 0,
+    q_block: int = 128,
+    k_block: int = 64,
+    key_log_weight: Tensor | None = None,
+    own_k: Tensor | None = None,
+    own_v: Tensor | None = None,
+    own: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What tracing needs to know, without a trace of the whole reference for every layer."""
+    blocks = (block_index, block_count, always, q_block, k_block)
+    Operands(q, k, v, *blocks, key_log_weight, own_k, own_v, own, scale or 1.0).check()
+    batch, heads, queries, head_dim = q.shape
+    return v.new_empty(batch, queries, heads, head_dim).transpose(1, 2)
 
 
 def _refuse_gradient(ctx: Any, *gradients: Tensor) -> None:
