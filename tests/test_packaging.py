@@ -188,7 +188,8 @@ def test_importing_the_package_does_no_work(tmp_path: Path) -> None:
     assert run(Path(sys.executable), code, cwd=tmp_path, path=ROOT).split() == ["[]", "[]"]
 
 
-def test_every_module_imports_without_triton_and_without_a_gpu(tmp_path: Path) -> None:
+def test_without_triton_and_a_gpu_every_module_but_kernels_imports_and_operators_run(tmp_path: Path) -> None:
+    """A `…_kernel` module is imported where its operator meets a CUDA tensor, and nowhere else."""
     code = """
         import importlib, os, pkgutil, sys
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -201,10 +202,14 @@ def test_every_module_imports_without_triton_and_without_a_gpu(tmp_path: Path) -
         sys.meta_path.insert(0, NoTriton())
         import vggt_compile
         for info in pkgutil.walk_packages(vggt_compile.__path__, "vggt_compile."):
-            if not info.name.endswith("__main__"):
+            if not info.name.endswith(("__main__", "_kernel")):
                 importlib.import_module(info.name)
         for name in vggt_compile.__all__:
             getattr(vggt_compile, name)
-        print("triton" in sys.modules, "vggt_compile.passes.scope_to_frame" in sys.modules)
+        import torch
+        x = torch.ones(1, 1, 256, 32)
+        index, count = torch.ops.vggt_compile.select_blocks(x, x, 0.5)
+        out = torch.ops.vggt_compile.attention(x, x, x, index, count)
+        print("triton" in sys.modules, "vggt_compile.passes.scope_to_frame" in sys.modules, torch.equal(out, x))
     """
-    assert run(Path(sys.executable), code, cwd=tmp_path, path=ROOT).split() == ["False", "True"]
+    assert run(Path(sys.executable), code, cwd=tmp_path, path=ROOT).split() == ["False", "True", "True"]
