@@ -11,8 +11,10 @@ import inspect
 import json
 import re
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -53,7 +55,23 @@ def method_table() -> str:
 
 
 def parameters(method: registry.Method) -> str:
-    return "<br>".join(f"`{p.replace(kind=p.KEYWORD_ONLY)}`" for p in method.parameters.values()) or "none"
+    return "<br>".join(f"`{p.name}: {values(p.annotation)}{default(p)}`" for p in method.parameters.values()) or "none"
+
+
+def default(parameter: inspect.Parameter) -> str:
+    return "" if parameter.default is parameter.empty else f" = {json.dumps(parameter.default)}"
+
+
+def values(annotation: Any) -> str:
+    """What a parameter may be, as one would say it: `0 … 1`, `"mean" or "max"`, `int`."""
+    kind, of = typing.get_origin(annotation), typing.get_args(annotation)
+    if kind is typing.Annotated:
+        return f"{of[1].low:g} … {of[1].high:g}"
+    if kind is typing.Literal:
+        return " or ".join(map(json.dumps, of))
+    if kind is tuple:
+        return f"[{', '.join(map(values, of))}]"
+    return str(annotation.__name__)
 
 
 def home(function: Callable) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -19,10 +19,11 @@ from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.symbols import floordiv, greatest, least, minus, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
 from vggt_compile.ops.select_blocks import ratio
-from vggt_compile.registry import method
+from vggt_compile.registry import Share, method
 from vggt_compile.site import AttentionState, BlockLists, Site, Size, Skip, TokenLayout
 
-POWERS_OF_TWO = (16, 32, 64, 128, 256)
+BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
+"""Tokens of a block: what the kernels have tiles for."""
 
 
 @method("blocks", "predict")
@@ -31,20 +32,17 @@ def select_blocks(
     state: AttentionState,
     edit: Editor,
     *,
-    keep: float = 0.25,
-    cdf: float = 0.0,
+    keep: Share = 0.25,
+    cdf: Share = 0.0,
     pool: Literal["mean", "max"] = "mean",
     coverage: Literal["reference", "reach"] = "reference",
-    most: float = 0.5,
+    most: Share = 0.5,
     keep_first_frame: bool = False,
-    q_block: int = 128,
-    k_block: int = 64,
+    q_block: BlockSize = 128,
+    k_block: BlockSize = 64,
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     setting = {"keep": keep, "pool": pool} | ({"cdf": cdf, "coverage": coverage, "most": most} if cdf else {})
-    for name, share in (("cdf", cdf), ("most", most)):
-        if not 0 <= share <= 1:
-            return Skip(f"{name}={share} is no share; it lies between 0 and 1")
 
     def choose(q: Node, k: Node) -> Node:
         shape = (q_block, k_block)
@@ -61,11 +59,11 @@ def random_blocks(
     state: AttentionState,
     edit: Editor,
     *,
-    keep: float = 0.25,
+    keep: Share = 0.25,
     seed: int = 0,
     keep_first_frame: bool = False,
-    q_block: int = 128,
-    k_block: int = 64,
+    q_block: BlockSize = 128,
+    k_block: BlockSize = 64,
 ) -> AttentionState | Skip:
     """Patch queries read as many key blocks as with `predict`, drawn at random: a control for experiments."""
 
@@ -97,10 +95,6 @@ class _Blocks:
             return "the number of frames is unknown"
         if site.layout.special is None:
             return "the number of special tokens in a frame is unknown"
-        if not 0 <= self.keep <= 1:
-            return f"keep={self.keep} is no share; it lies between 0 and 1"
-        if self.q_block not in POWERS_OF_TWO or self.k_block not in POWERS_OF_TWO:
-            return f"blocks of {self.q_block} queries and {self.k_block} keys; they are powers of two from 16 to 256"
         if self.keep_first_frame and site.layout.frames == 1:
             return "there is one frame only, and keep_first_frame keeps all of it"
         return None

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_reports, explain, vggt_sparse
-from vggt_compile.errors import NotRewritten
+from vggt_compile.errors import NotRewritten, PlanError
 from vggt_compile.models import pi3, vggt
 from vggt_compile.ops.random_blocks import random_blocks
 from vggt_compile.ops.select_blocks import select_blocks
+from vggt_compile.plan import Plan
 from vggt_compile.recipes import recipes
 from vggt_compile.sources import _files
 
@@ -216,25 +217,33 @@ def test_the_order_of_frames_does_not_matter_where_all_is_kept() -> None:
     assert worst(permuted, {name: value[:, order] for name, value in out.items()}) < 1e-3
 
 
-REFUSALS = [
-    ({"blocks": {"method": "predict", "keep": 1.5}}, "keep=1.5 is no share"),
-    ({"blocks": {"method": "random", "keep": -0.1}}, "keep=-0.1 is no share"),
-    ({"blocks": {"method": "predict", "cdf": 2.0}}, "cdf=2.0 is no share"),
-    ({"blocks": {"method": "predict", "most": -1.0}}, "most=-1.0 is no share"),
-    ({"blocks": {"method": "predict", "q_block": 100}}, "blocks of 100 queries and 64 keys"),
-    ({"blocks": {"method": "random", "k_block": 8}}, "blocks of 128 queries and 8 keys"),
-    ({"blocks": "predict", "scope": "frame"}, "not chosen after another axis yet, and scope acted before"),
+ERRORS = [
+    ({"method": "predict", "keep": 1.5}, "'keep' of method 'predict' of axis 'blocks' must lie in 0 … 1, not 1.5"),
+    ({"method": "random", "keep": -0.1}, "must lie in 0 … 1, not -0.1; the nearest is 0"),
+    ({"method": "predict", "keep": float("nan")}, "must lie in 0 … 1, not nan"),
+    ({"method": "predict", "cdf": 2.0}, "'cdf' of method 'predict' of axis 'blocks' must lie in 0 … 1, not 2.0"),
+    ({"method": "predict", "most": -1.0}, "'most' of method 'predict' of axis 'blocks' must lie in 0 … 1"),
+    ({"method": "predict", "q_block": 100}, "unknown value for 'q_block' of method 'predict' of axis 'blocks': 100"),
+    ({"method": "random", "k_block": 8}, "(known: 128, 16, 256, 32, 64)"),
 ]
 
 
-@pytest.mark.parametrize(("policy", "reason"), REFUSALS)
-def test_what_cannot_be_done_is_refused_with_a_reason(policy: dict, reason: str) -> None:
-    capture = Capture(plan={"layers": {"*": policy}})
+@pytest.mark.parametrize(("setting", "says"), ERRORS)
+def test_values_out_of_range_are_errors_of_the_plan(setting: dict, says: str) -> None:
+    with pytest.raises(PlanError) as error:
+        Plan.read({"layers": {"*": {"blocks": setting}}})
+    assert says in str(error.value)
+
+
+def test_no_blocks_are_chosen_after_another_axis() -> None:
+    reason = "not chosen after another axis yet, and scope acted before"
+    both = {"layers": {"*": {"blocks": "predict", "scope": "frame"}}}
+    capture = Capture(plan=both)
     run(build(SPEC), scene(), capture=capture)
     assert nodes(capture.graphs[0]) == capture.before[0]
     assert all(reason in (row.reason or "") for row in capture.report.global_rows)
     with pytest.raises((NotRewritten, Exception), match="layer 0"), torch.no_grad():
-        explain(build(SPEC), scene(), plan={"layers": {"*": policy}}, strict=True)
+        explain(build(SPEC), scene(), plan=both, strict=True)
 
 
 def test_one_frame_cannot_be_kept_whole_and_chosen_from() -> None:

@@ -37,7 +37,7 @@ def sample_method(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         edit: Any,
         *,
         count: int,
-        share: float = 0.5,
+        share: registry.Share = 0.5,
         own: bool = False,
         phase: Literal["fixed", "shifted"] = "fixed",
         stride: tuple[int, int] = (2, 2),

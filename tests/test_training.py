@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 
 from vggt_compile.metrics import relative_pose_errors
 from vggt_compile.models import pi3, vggt
+from vggt_compile.models.dpt import DPTConfig
 from vggt_compile.models.pose import Cameras, encode_pose
 from vggt_compile.scenes import TRAINING_SEEDS, Views, render
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "training"
+ALL = [0, 1, 2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,10 +60,10 @@ def test_truth_costs_vggt_nothing_and_a_step_away_something(views: Views) -> Non
     from losses import vggt_loss
 
     outputs = true_outputs(views)
-    assert all(loss.abs() < 1e-3 for loss in vggt_loss(outputs, views).values())
-    assert vggt_loss({**outputs, "depth": 1.1 * outputs["depth"]}, views)["depth"] > 0.01
+    assert all(loss.abs() < 1e-3 for loss in vggt_loss(outputs, views, ALL).values())
+    assert vggt_loss({**outputs, "depth": 1.1 * outputs["depth"]}, views, ALL)["depth"] > 0.01
     moved = outputs["pose_enc"] + torch.tensor([0.1, *[0.0] * 8])
-    worse = vggt_loss({**outputs, "pose_enc": moved, "pose_enc_list": [moved]}, views)
+    worse = vggt_loss({**outputs, "pose_enc": moved, "pose_enc_list": [moved]}, views, ALL)
     assert worse["camera"] > 0.01
 
 
@@ -82,8 +84,8 @@ def test_truth_costs_pi3_nothing_whatever_its_world_and_scale(views: Views) -> N
         "local_points": local_points(truth) * scale,
         "conf": torch.full((2, 3, 56, 56, 1), 20.0),
     }
-    assert all(loss < 2e-3 for loss in pi3_loss(outputs, views).values())
-    assert pi3_loss({**outputs, "camera_poses": poses.flip(1)}, views)["rotation"] > 0.1
+    assert all(loss < 2e-3 for loss in pi3_loss(outputs, views, ALL).values())
+    assert pi3_loss({**outputs, "camera_poses": poses.flip(1)}, views, ALL)["rotation"] > 0.1
 
 
 def test_relative_poses_agree_with_the_metrics(views: Views) -> None:
@@ -117,6 +119,40 @@ def test_partners_are_patches_that_see_one_point(views: Views) -> None:
     target, visible = partners(twice, 14, 1)
     assert visible.all()
     assert torch.equal(target, torch.arange(16).expand(2, 2, 16))
+
+
+def test_vggt_maps_some_frames_as_if_it_mapped_all(views: Views) -> None:
+    from forward import forward
+    from losses import vggt_loss
+
+    torch.manual_seed(0)
+    model = vggt("tiny").train()
+    some, mapped = forward(model, views, random.Random(0))
+    whole = model(views.images)
+    assert len(mapped) == 1
+    assert torch.equal(some["pose_enc"], whole["pose_enc"])
+    torch.testing.assert_close(some["depth"], whole["depth"][:, mapped])
+    torch.testing.assert_close(some["world_points_conf"], whole["world_points_conf"][:, mapped])
+    assert vggt_loss(some, views, mapped)["camera"] == vggt_loss(whole, views, ALL)["camera"]
+    assert forward(pi3("tiny"), views, random.Random(0))[1] == ALL
+
+
+def test_a_trunk_taken_from_pi3_sees_what_pi3_sees(views: Views) -> None:
+    from transfer import take_trunk
+
+    torch.manual_seed(0)
+    model, source = (
+        vggt("tiny", dpt=DPTConfig(layers=(0, 0, 1, 1), channels=(8, 8, 16, 16), features=16), depth=2),
+        pi3("tiny"),
+    )
+    for token in (model.aggregator.camera_token, model.aggregator.register_token):
+        token.data.zero_()
+    take_trunk(model, source.state_dict())
+    seen: list[torch.Tensor] = []
+    source.decoder[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    source(views.images)
+    features = model.aggregator(views.images)[1][..., 64:]
+    torch.testing.assert_close(features, seen[0].view_as(features), rtol=1e-3, atol=1e-4)  # the norms differ in epsilon
 
 
 @pytest.mark.parametrize("model", [vggt("tiny"), pi3("tiny")], ids=["vggt", "pi3"])

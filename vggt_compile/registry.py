@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.site import AttentionState, Scope, Skip
@@ -75,8 +75,31 @@ class Method:
         return {n: given.get(n, p.default) for n, p in self.parameters.items()}
 
 
+@dataclass(frozen=True, repr=False)
+class Range:
+    """What a number of the plan language may be, ends included: `Annotated[float, Range(0, 1)]`."""
+
+    low: float
+    high: float
+
+    def check(self, what: str, value: float) -> None:
+        if not self.low <= value <= self.high:
+            near = self.high if value > self.high else self.low
+            raise PlanError(f"{what} must lie in {self.low:g} … {self.high:g}, not {value!r}; the nearest is {near:g}")
+
+    def __repr__(self) -> str:
+        return f"Range({self.low:g}, {self.high:g})"
+
+
+Share = Annotated[float, Range(0, 1)]
+
+
 def _check_type(what: str, value: Any, annotation: Any) -> None:
     kind, of = typing.get_origin(annotation), typing.get_args(annotation)
+    if kind is Annotated:
+        _check_type(what, value, of[0])
+        of[1].check(what, value)
+        return
     if kind is Literal:
         if value not in of:
             raise UnknownName(f"value for {what}:", value, map(str, of))

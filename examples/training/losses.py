@@ -41,8 +41,10 @@ def from_first_camera(views: Views) -> Truth:
     )
 
 
-def vggt_loss(outputs: Mapping[str, Any], views: Views) -> Losses:
+def vggt_loss(outputs: Mapping[str, Any], views: Views, mapped: list[int]) -> Losses:
     """Camera, depth and points; "total" is their weighted sum, which is to be minimised.
+
+    Cameras are of all frames, dense maps of those `mapped`.
 
     Beside the encodings it compares the poses of all pairs of frames, as π³ does: with poses relative to the first
     frame alone, a small model had learnt next to nothing about cameras after 2,000 steps.
@@ -50,8 +52,8 @@ def vggt_loss(outputs: Mapping[str, Any], views: Views) -> Losses:
     truth = from_first_camera(views)
     size = views.depth.shape[-2], views.depth.shape[-1]
     camera = camera_loss(outputs["pose_enc_list"], encode_pose(Cameras(truth.extrinsics, truth.intrinsics), size))
-    depth = dense_loss(outputs["depth"], truth.depth[..., None], outputs["depth_conf"])
-    points = dense_loss(outputs["world_points"], truth.points, outputs["world_points_conf"])
+    depth = dense_loss(outputs["depth"], truth.depth[:, mapped, ..., None], outputs["depth_conf"])
+    points = dense_loss(outputs["world_points"], truth.points[:, mapped], outputs["world_points_conf"])
     rotation, translation = relative_pose_loss(decode_pose(outputs["pose_enc"], size).extrinsics, truth.extrinsics)
     losses = {"camera": camera, "depth": depth, "points": points, "rotation": rotation, "translation": translation}
     return {"total": 2 * camera + depth + points + rotation + 5 * translation, **losses}
@@ -83,10 +85,10 @@ def dense_loss(predicted: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
     return value + (confidence[..., 1:] * across).mean() + (confidence[..., 1:, :] * down).mean()
 
 
-def pi3_loss(outputs: Mapping[str, Any], views: Views) -> Losses:
+def pi3_loss(outputs: Mapping[str, Any], views: Views, mapped: list[int]) -> Losses:
     """Local points, normals, relative poses and confidence; no frame is special and the scale is free."""
     truth = from_first_camera(views)
-    target = local_points(truth)
+    target = local_points(truth)[:, mapped]
     weight = 1 / target[..., 2:].clamp(min=0.05)
     scale = best_scale(outputs["local_points"].detach(), target, weight)
     points = outputs["local_points"] * scale[:, None, None, None, None]

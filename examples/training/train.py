@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from curriculum import Curriculum, stream
 from curves import draw_curves
+from forward import forward
 from judge import judge
 from losses import pi3_loss, vggt_loss
 from matching import Matching
@@ -29,6 +30,7 @@ from optimizer import Average, adamw, schedule, settle_gradients
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from transfer import take_trunk
 
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.layers import Block
@@ -43,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="vggt-small", help="vggt-small, pi3-small or their tiny forms")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--init", type=Path, help="weights to start from instead of random ones")
+    parser.add_argument("--trunk", type=Path, help="weights of a π³ of the same width, for the trunk of a VGGT")
     parser.add_argument("--steps", type=int, default=40000, help="length of the whole run; the rate falls at its end")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, to be resumed")
     parser.add_argument("--images", type=int, default=192, help="images a step and worker, a multiple of 48 is best")
@@ -56,7 +59,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judge-every", type=int, default=2000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.trunk and not args.model.startswith("vggt"):
+        parser.error("--trunk fills the trunk of a VGGT; a π³ starts from whole weights, --init")
+    return args
 
 
 class Run:
@@ -67,10 +73,12 @@ class Run:
         family, _, preset = args.model.partition("-")
         build, self.loss = MODELS[family]
         torch.manual_seed(args.seed)
-        self.model: nn.Module = build(preset)
+        self.model: Any = build(preset)
         if args.init:
             state = {name: tensor.float() for name, tensor in load_file(args.init).items()}
             self.model.load_state_dict(state)
+        if args.trunk:
+            take_trunk(self.model, load_file(args.trunk))
         self.model.to(device).train()
         self.matching = Matching(self.model).to(device)
         if args.compile:
@@ -111,10 +119,11 @@ class Run:
 
     def learn(self, views: Any) -> Mapping[str, Tensor]:
         """One step on rendered views; the losses before it."""
+        dice = random.Random(self.step)
         with torch.autocast(self.device.type, torch.bfloat16):
-            outputs = self.model(views.images)
-        losses = self.loss(outputs, views)
-        losses["matching"] = self.matching(views, random.Random(self.step))
+            outputs, mapped = forward(self.model, views, dice)
+        losses = self.loss(outputs, views, mapped)
+        losses["matching"] = self.matching(views, dice)
         losses["total"] = losses["total"] + MATCHING * losses["matching"]
         losses["total"].backward()
         norm = settle_gradients(self.parameters, 1.0)

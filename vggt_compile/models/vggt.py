@@ -164,19 +164,29 @@ class VGGT(nn.Module):
         images = check_images(images, self.config.patch_size)
         features = self.aggregator(images)
         size = images.shape[-2], images.shape[-1]
+        out = self.cameras(features) | self.maps(features, size)
+        if not self.training:
+            out["images"] = images
+        return out
+
+    def cameras(self, features: dict[int, Tensor]) -> dict[str, Any]:
+        """What the camera head makes of the aggregator's tokens, as in `forward`."""
+        if self.camera_head is None:
+            return {}
+        with no_autocast(features[self.config.depth - 1].device):
+            poses = self.camera_head(features[self.config.depth - 1][:, :, 0])
+        return {"pose_enc_list": poses, "pose_enc": poses[-1]}
+
+    def maps(self, features: dict[int, Tensor], size: tuple[int, int]) -> dict[str, Any]:
+        """What the dense heads make of the aggregator's tokens, or of those of some frames; `size` is (H, W)."""
         out: dict[str, Any] = {}
-        with no_autocast(images.device):
-            if self.camera_head is not None:
-                out["pose_enc_list"] = self.camera_head(features[self.config.depth - 1][:, :, 0])
-                out["pose_enc"] = out["pose_enc_list"][-1]
+        with no_autocast(next(iter(features.values())).device):
             if self.depth_head is not None:
                 raw = self.dense(self.depth_head, features, size)
                 out["depth"], out["depth_conf"] = raw[..., :-1].exp(), confidence(raw)
             if self.point_head is not None:
                 raw = self.dense(self.point_head, features, size)
                 out["world_points"], out["world_points_conf"] = signed_expm1(raw[..., :-1]), confidence(raw)
-        if not self.training:
-            out["images"] = images
         return out
 
     def dense(self, head: DPTHead, features: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
