@@ -202,6 +202,14 @@ def test_the_kernel_in_the_interpreter_gives_the_same_lists() -> None:
     assert done.stdout.split()[-1] == "32"
 
 
+@pytest.mark.gpu
+def test_the_kernel_on_a_gpu_gives_the_same_lists() -> None:
+    from select_blocks_run import CHOICES, SHAPES, agrees
+
+    for shape, choice in itertools.product([*SHAPES, (1, 3, 300, 5000, 64)], CHOICES):
+        agrees(shape, choice, "cuda")
+
+
 def test_the_launch_of_the_kernel_is_traced_with_symbolic_lengths() -> None:
     """As Inductor sees it for a GPU; nothing is launched, so any device will do."""
     pytest.importorskip("triton")

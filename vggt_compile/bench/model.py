@@ -18,23 +18,35 @@ from typing import Any
 from tabulate import tabulate
 
 from vggt_compile.errors import BadInput
+from vggt_compile.recipes import recipes
 
 PHASES = ("cold", "warm")
-COMPILED = ("compile", "dense", "g2f")
-VARIANTS = ("eager", *COMPILED)
+MODELS = {"vggt": "VGGT-1B", "pi3": "π³"}
+VARIANTS = ("eager", "compile", "dense", "g2f")
+"""What `make bench` runs."""
+SPARSE = {
+    f"sparse-{percent}": {"layers": {"*": {"blocks": {"method": "predict", "keep": (100 - percent) / 100}}}}
+    for percent in (25, 50, 75, 90)
+}
+"""Plans in which every patch query leaves out so many percent of the key blocks, whatever the weights are."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count."""
+    """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count.
+
+    From `long` frames on the first call is the only one: after a smaller count it compiles nothing.
+    """
 
     upstream: str
+    model: str = "vggt"
     frames: tuple[int, ...] = (8, 32, 100, 300)
     size: tuple[int, int] = (392, 518)
     compare_up_to: int = 32
+    long: int = 500
 
     def repeats(self) -> dict[str, int]:
-        return {str(n): 7 if n <= 32 else 3 if n <= 100 else 1 for n in self.frames}
+        return {str(n): 7 if n <= 32 else 3 if n <= 100 else int(n < self.long) for n in self.frames}
 
 
 def run_phase(phase: str, variants: Sequence[str], settings: Settings, work: Path) -> None:
@@ -62,10 +74,17 @@ def warm_counts(name: str, settings: Settings) -> list[Sequence[int]]:
 
 
 def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work: Path) -> subprocess.Popen[bytes]:
-    """A worker on one variant; its lines go to `work/phase-variant-frames.jsonl`."""
-    job = "-".join((phase, name, *map(str, frames)))
+    """A worker on one variant; its lines go to `work/phase.variant.frames.jsonl`."""
+    job = ".".join((phase, name, "-".join(map(str, frames))))
     told = work / f"{job}.json"
-    text = asdict(settings) | {"variant": name, "frames": frames, "repeats": settings.repeats(), "work": str(work)}
+    plan = SPARSE.get(name, name)
+    text = asdict(settings) | {
+        "variant": name,
+        "plan": plan,
+        "frames": frames,
+        "repeats": settings.repeats(),
+        "work": str(work),
+    }
     told.write_text(json.dumps(text))
     caches = {k: str(work / f"cache-{name}" / k) for k in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
     lines = (work / f"{job}.jsonl").open("wb")
@@ -79,24 +98,29 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise BadInput(f"the benchmark of {process.args!r} failed with code {process.returncode}; its errors are above")
 
 
-def write(settings: Settings, work: Path, out: Path) -> str:
-    """JSON with everything and the page made from it, which is returned."""
+def write(settings: Settings, work: Path, out: Path, name: str = "model") -> str:
+    """JSON with everything and the page made from it, which is returned; `name` is that of both files."""
     rows = {phase: read(work, phase) for phase in PHASES}
     record = {"machine": versions(), "settings": asdict(settings), **rows}
     text = page(record)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "model.json").write_text(json.dumps(record, indent=2) + "\n")
-    (out / "model.md").write_text(text)
+    (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / f"{name}.md").write_text(text)
     return text
 
 
 def read(work: Path, phase: str) -> list[dict[str, Any]]:
-    files = [file for name in VARIANTS for file in sorted(work.glob(f"{phase}-{name}-*.jsonl"), key=_first_count)]
+    files = [file for name in all_variants() for file in sorted(work.glob(f"{phase}.{name}.*.jsonl"), key=_first_count)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def _first_count(file: Path) -> int:
-    return int(file.stem.split("-")[2])
+    return int(file.stem.split(".")[2].split("-")[0])
+
+
+def all_variants() -> tuple[str, ...]:
+    """Eager, plain `torch.compile`, every recipe, and the plans of `SPARSE`."""
+    return tuple(dict.fromkeys((*VARIANTS, *recipes(), *SPARSE)))
 
 
 def versions() -> dict[str, str]:
@@ -118,16 +142,18 @@ def versions() -> dict[str, str]:
 def page(record: dict[str, Any]) -> str:
     """The Markdown page of a record: what was run, seconds and memory, compile times, deviation, notes by hand."""
     machine, settings, rows = record["machine"], record["settings"], {phase: record[phase] for phase in PHASES}
-    source = "unmodified upstream VGGT-1B" if settings["upstream"] else "VGGT-1B as written here"
+    model = MODELS[settings.get("model", "vggt")]
+    source = f"unmodified upstream {model}" if settings["upstream"] else f"{model} as written here"
     height, width = settings["size"]
     setting = ", ".join(f"{name} {value}" for name, value in machine.items())
     return "\n".join(
         [
-            "# A whole model: VGGT-1B\n",
+            f"# A whole model: {model}\n",
             f"{source}, random weights, all heads but tracking, {height}×{width} pixels, bf16 autocast.",
             f"{setting}. Frames are a dynamic dimension in every compiled variant. Made by `make bench`.\n",
-            "`eager` is upstream as it comes (cuDNN attention), `compile` plain `torch.compile`, `dense` this backend",
-            "with nothing rewritten, `g2f` the recipe that runs global layers 0-8 inside frames.\n",
+            "`eager` is the model as it comes (cuDNN attention), `compile` plain `torch.compile`, `dense` this backend",
+            "with nothing rewritten, `sparse-…` a plan whose patch queries leave out so many percent of the key blocks",
+            "in every global layer, time to choose them included; other names are [recipes](../recipes.md).\n",
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
             "\n## First call: tracing, compiling, running\n",

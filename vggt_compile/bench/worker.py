@@ -18,21 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPARED = ("pose_enc", "depth", "world_points")
+COMPARED = {"vggt": ("pose_enc", "depth", "world_points"), "pi3": ("camera_poses", "conf", "local_points")}
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model = load(settings)
-        run = variant(settings["variant"], model)
+        run = variant(settings["variant"], settings["plan"], model)
         for frames in settings["frames"]:
             print(json.dumps(measure(run, frames, settings)), flush=True)
 
 
 def load(settings: dict[str, Any]) -> nn.Module:
-    """Upstream's own VGGT from its checkout, or the one written here; random weights, seeded."""
+    """Upstream's own model from its checkout, or the one written here; random weights, seeded."""
     torch.manual_seed(0)
+    if settings["model"] == "pi3":
+        return pi3(settings["upstream"]).eval().cuda()
     if settings["upstream"]:
         sys.path.insert(0, settings["upstream"])
         upstream = importlib.import_module("vggt.models.vggt")
@@ -42,15 +44,24 @@ def load(settings: dict[str, Any]) -> nn.Module:
     return vggt("1b").eval().cuda()
 
 
-def variant(name: str, model: nn.Module) -> Callable[[Tensor], Any]:
-    """`eager`, `compile` (Inductor as it comes), or a recipe of ours."""
+def pi3(upstream: str) -> nn.Module:
+    if upstream:
+        sys.path.insert(0, upstream)
+        return importlib.import_module("pi3.models.pi3").Pi3()
+    from vggt_compile.models import pi3 as ours
+
+    return ours("large")
+
+
+def variant(name: str, plan: Any, model: nn.Module) -> Callable[[Tensor], Any]:
+    """`eager`, `compile` (Inductor as it comes), or a plan of ours."""
     if name == "eager":
         return model
     if name == "compile":
         return torch.compile(model)
     from vggt_compile import vggt_sparse
 
-    return torch.compile(model, backend=vggt_sparse, options={"plan": name, "strict": name != "dense"})
+    return torch.compile(model, backend=vggt_sparse, options={"plan": plan, "strict": name != "dense"})
 
 
 def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -60,15 +71,17 @@ def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any])
     torch._dynamo.maybe_mark_dynamic(images, 1)  # plain torch.compile cannot keep it dynamic in the heads
     row: dict[str, Any] = {"variant": settings["variant"], "frames": frames}
     try:
+        torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         outputs = run(images)
         torch.cuda.synchronize()
         row["first_s"] = time.perf_counter() - start
         row["deviation"] = deviation(outputs, frames, settings)
         del outputs
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        times = [timed(run, images) for _ in range(settings["repeats"][str(frames)])]
+        if settings["repeats"][str(frames)]:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        times = [timed(run, images) for _ in range(settings["repeats"][str(frames)])] or [row["first_s"]]
         row |= {"warm_s": statistics.median(times), "all_s": times}
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     except torch.OutOfMemoryError:
@@ -94,7 +107,7 @@ def deviation(outputs: dict[str, Tensor], frames: int, settings: dict[str, Any])
     if frames > settings["compare_up_to"]:
         return None
     if settings["variant"] == "eager":
-        torch.save({name: outputs[name].cpu() for name in COMPARED}, stored)
+        torch.save({name: outputs[name].cpu() for name in COMPARED[settings["model"]]}, stored)
         return None
     if not stored.exists():
         return None

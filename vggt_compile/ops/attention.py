@@ -1,7 +1,7 @@
 """Attention in which every query block reads its own list of key blocks, keys carry weights, and some are always read.
 
 The function `reference` is the operator's definition, its path on the CPU, and the oracle of its tests. On CUDA the
-same function is one Triton kernel (`attention_kernel`).
+same function is one kernel: on Hopper `attention_hopper` where it suits, else `attention_kernel`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import triton_op
 
+from vggt_compile.ops.hopper import attention_hopper, suits
 from vggt_compile.ops.operands import Operands
 
 Rows = tuple[Tensor | None, ...]  # queries, own keys, own values, which have one: [B, H, ..., rows, channels]
@@ -60,6 +61,8 @@ def attention(
     operands = Operands(q, k, v, *blocks, key_log_weight, own_k, own_v, own, scale)
     operands.check()
     if q.device.type == "cuda":
+        if suits(operands):
+            return attention_hopper(q, k, v, *blocks, own_k, own_v, own, scale)
         from vggt_compile.ops.attention_kernel import launch  # Triton may be missing where there is no GPU
 
         return launch(operands)

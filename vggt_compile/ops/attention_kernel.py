@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from vggt_compile.ops.operands import Operands
-from vggt_compile.ops.tiles import Tile, chosen, fitted, shared_memory, width
+from vggt_compile.ops.tiles import Tile, chosen, fitted, longest_first, shared_memory, width
 
 # The softmax runs in base 2. Its running maximum starts at a finite number, so that keys of weight zero, whose logit is
 # -inf, never meet another -inf in a difference.
@@ -123,7 +123,7 @@ def attention_kernel(
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         item = tile // TILES_IN_BLOCK
         if ORDERED:
-            item = tl.load(order + item)
+            item = item - item % q_blocks + tl.load(order + item)
         batch = item // q_blocks // heads
         head = item // q_blocks % heads
         b = batch.to(tl.int64)
@@ -226,11 +226,11 @@ def _arguments(x: Operands, tile: Tile) -> dict[str, Any]:
 
 
 def _lists(x: Operands, tile: Tile) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Index, count, and the query blocks in the order in which they start."""
+    """Index, count, and the query blocks of each head in the order in which they start."""
     if x.block_index is None or x.block_count is None:
         return None
     count = x.block_count.contiguous()
-    order = count.flatten().argsort(descending=True).int() if tile.longest_first else count
+    order = longest_first(count) if tile.longest_first else count
     return x.block_index.contiguous(), count, order
 
 

@@ -5,8 +5,9 @@ candidate stands if enough blocks lie at or above it, by number and by mass. A l
 value, by index, and of the equal ones as many as are wanted. All is counted in one fixed order, so that equal inputs
 give equal lists.
 
-A program handles `ROWS` rows of one head at a time. Their scores lie in a strip of scratch memory, which serves its
-next rows again: a strip for every row would be gigabytes at a thousand frames.
+A program scores `ROWS` rows of one head at a time. Their scores lie in a strip of scratch memory, which serves its
+next rows again: a strip for every row would be gigabytes at a thousand frames. It then chooses row by row, so that the
+sweeps over one row find it in the first-level cache.
 """
 
 # mypy: disallow-incomplete-defs=false
@@ -22,7 +23,10 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 ROWS, TILE = 16, 64
-PROGRAMS_PER_SM = 2
+"""Rows whose scores are computed together, and with how many blocks at a time."""
+WIDE = 1024
+"""Blocks of one row that are compared at a time."""
+WARPS, PROGRAMS_PER_SM = 4, 4
 
 
 def launch(
@@ -67,12 +71,13 @@ def launch(
         REACH=int(reach),
         ROWS=ROWS,
         TILE=TILE,
-        num_warps=8,
+        WIDE=WIDE,
+        num_warps=WARPS,
     )
     return index, count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "blocks", "groups", "floor", "cap"])
 def _select(
     q_ptr,
     k_ptr,
@@ -91,24 +96,28 @@ def _select(
     REACH: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     row = tl.arange(0, ROWS)
-    strip = tl.program_id(0).to(tl.int64) * ROWS + row
-    line = scratch_ptr + strip * (tl.cdiv(blocks, 16) * 16)
+    stride = tl.cdiv(blocks, 16) * 16
+    strip = scratch_ptr + tl.program_id(0).to(tl.int64) * ROWS * stride
     per_head = tl.cdiv(queries, ROWS)
     for group in range(tl.program_id(0), groups, tl.num_programs(0)):
         head = (group // per_head).to(tl.int64)
-        query = (group % per_head) * ROWS + row
-        there = query < queries
+        first = (group % per_head) * ROWS
         col = tl.arange(0, WIDTH)
-        q_rows = (head * queries + query)[:, None] * D + col[None, :]
-        q = tl.load(q_ptr + q_rows, mask=there[:, None] & (col < D)[None, :], other=0.0)
-        peak = _score(q, k_ptr + head * blocks * D, line, blocks, D, WIDTH, ROWS, TILE)
+        q_rows = (head * queries + first + row)[:, None] * D + col[None, :]
+        there = (first + row < queries)[:, None] & (col < D)[None, :]
+        q = tl.load(q_ptr + q_rows, mask=there, other=0.0)
+        peaks = _score(q, k_ptr + head * blocks * D, strip + row * stride, blocks, D, WIDTH, ROWS, TILE)
         tl.debug_barrier()  # scores are read by other threads than wrote them
-        value, above, count = _threshold(line, blocks, peak, floor, cap, share, COVER, REACH, ROWS, TILE)
-        out = (head * queries + query) * cap
-        tl.store(count_ptr + head * queries + query, count, mask=there)
-        _compact(index_ptr + out, line, blocks, value, count - above, cap, there, ROWS, TILE)
+        for i in range(tl.minimum(ROWS, queries - first)):
+            line = strip + i * stride
+            peak = tl.max(tl.where(row == i, peaks, float("-inf")), 0)
+            value, above, count = _threshold(line, blocks, peak, floor, cap, share, COVER, REACH, WIDE)
+            place = head * queries + first + i
+            tl.store(count_ptr + place, count)
+            _compact(index_ptr + place * cap, line, blocks, value, count - above, cap, WIDE)
         tl.debug_barrier()  # the next rows go where these are still read
 
 
@@ -129,80 +138,93 @@ def _score(q, k_ptr, line, blocks, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: t
 
 @triton.jit
 def _threshold(
-    line,
-    blocks,
-    peak,
-    floor,
-    cap,
-    share,
-    COVER: tl.constexpr,
-    REACH: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The value of the last block to keep of each row, how many lie above it, and how many to keep."""
-    four = tl.arange(0, 4)
+    line, blocks, peak, floor, cap, share, COVER: tl.constexpr, REACH: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """The value of the last block of a row to keep, how many lie above it, and how many to keep."""
     lowest = -2147483648
-    found = tl.zeros([ROWS], tl.int32)  # digits so far; with the sign flipped they are in the order of signed integers
-    goal = tl.zeros([ROWS], tl.float32)
+    found = 0  # digits so far; with the sign flipped they are in the order of signed integers
+    goal = 0.0
     if COVER:
-        _, whole = _tally(line, blocks, (found ^ lowest)[:, None] + (four * 0)[None, :], peak, COVER, ROWS, TILE)
-        goal = share * tl.max(whole, 1)
-    for digit in range(16):
-        shift = 30 - 2 * digit
-        tried = found[:, None] | (four << shift)[None, :]
-        n, mass = _tally(line, blocks, tried ^ lowest, peak, COVER, ROWS, TILE)
-        stands = n >= floor
+        _, _, _, whole, _, _ = _tally(line, blocks, lowest, lowest, lowest, peak, COVER, WIDE)
+        goal = share * whole
+    shift = 30
+    at_found = blocks
+    # Where exactly `floor` blocks lie at or above a candidate, further digits would tell these blocks the same.
+    while (shift >= 0) & (COVER | (at_found != floor)):
+        one = (found | (1 << shift)) ^ lowest
+        two = (found | (2 << shift)) ^ lowest
+        three = (found | (3 << shift)) ^ lowest
+        n1, n2, n3, m1, m2, m3 = _tally(line, blocks, one, two, three, peak, COVER, WIDE)
         if COVER:
-            stands = stands & (mass > goal[:, None])
-        stands = stands | (n >= cap) | (four == 0)[None, :]
-        found = found | ((tl.sum(stands.to(tl.int32), 1) - 1) << shift)
+            digit = _stands(n1, m1, floor, cap, goal) + _stands(n2, m2, floor, cap, goal)
+            digit += _stands(n3, m3, floor, cap, goal)
+        else:
+            digit = (n1 >= floor).to(tl.int32) + (n2 >= floor).to(tl.int32) + (n3 >= floor).to(tl.int32)
+        found = found | (digit << shift)
+        at_found = tl.where(digit == 3, n3, tl.where(digit == 2, n2, tl.where(digit == 1, n1, at_found)))
+        shift -= 2
     value = found ^ lowest
-    n, mass = _tally(line, blocks, value[:, None] + (four > 0).to(tl.int32)[None, :], peak, COVER, ROWS, TILE)
-    above = tl.min(n, 1)
-    count = tl.zeros([ROWS], tl.int32) + floor
+    above, at, _, beyond, _, _ = _tally(line, blocks, value + 1, value, value, peak, COVER, WIDE)
+    count = floor
     if COVER:
-        equal = tl.maximum(tl.max(n, 1) - above - REACH, 0)
+        equal = tl.maximum(at - above - REACH, 0)
         each = tl.exp(_float(value) - peak)
-        fit = (goal - tl.min(mass, 1)) / tl.where(each > 0.0, each, 1.0)
+        fit = (goal - beyond) / tl.where(each > 0.0, each, 1.0)
         fit = tl.minimum(tl.maximum(fit, 0.0), equal.to(tl.float32)).to(tl.int32)
         count = tl.minimum(tl.maximum(count, above + fit + REACH), cap)
     return value, above, count
 
 
 @triton.jit
-def _tally(line, blocks, candidates, peak, COVER: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr):
-    """Number and mass of the blocks at or above each of a row's four candidates, [ROWS, 4] both."""
-    number = tl.zeros([ROWS, 4, TILE], tl.int32)
-    mass = tl.zeros([ROWS, 4, TILE], tl.float32)
-    for start in range(0, blocks, TILE):
-        j = start + tl.arange(0, TILE)
-        key = tl.load(line[:, None] + j[None, :], mask=(j < blocks)[None, :], other=-2147483648)
-        at = (key[:, None, :] >= candidates[:, :, None]) & (j < blocks)[None, None, :]
-        number += at.to(tl.int32)
-        if COVER:
-            weight = tl.exp(_float(key) - peak[:, None])
-            mass += tl.where(at, weight[:, None, :], 0.0)
-    return tl.sum(number, 2), tl.sum(mass, 2)
+def _stands(number, mass, floor, cap, goal):
+    """1 where a candidate has enough blocks and mass at or above it, or as many blocks as a list can hold."""
+    return (((number >= floor) & (mass > goal)) | (number >= cap)).to(tl.int32)
 
 
 @triton.jit
-def _compact(index_ptr, line, blocks, value, wanted, cap, there, ROWS: tl.constexpr, TILE: tl.constexpr):
+def _tally(line, blocks, one, two, three, peak, COVER: tl.constexpr, WIDE: tl.constexpr):
+    """Numbers of the blocks of a row at or above each of three values, then their masses.
+
+    The three numbers are bits of one, so that they are added up over all threads at once.
+    """
+    number = tl.zeros([WIDE], tl.int64)
+    m1 = tl.zeros([WIDE], tl.float32)
+    m2 = tl.zeros([WIDE], tl.float32)
+    m3 = tl.zeros([WIDE], tl.float32)
+    for start in range(0, blocks, WIDE):
+        j = start + tl.arange(0, WIDE)
+        valid = j < blocks
+        key = tl.load(line + j, mask=valid, other=-2147483648)
+        first, second, third = (key >= one) & valid, (key >= two) & valid, (key >= three) & valid
+        number += first.to(tl.int64) + (second.to(tl.int64) << 21) + (third.to(tl.int64) << 42)
+        if COVER:
+            mass = tl.exp(_float(key) - peak)
+            m1 += tl.where(first, mass, 0.0)
+            m2 += tl.where(second, mass, 0.0)
+            m3 += tl.where(third, mass, 0.0)
+    n = tl.sum(number, 0)
+    n1, n2, n3 = (n & 0x1FFFFF).to(tl.int32), ((n >> 21) & 0x1FFFFF).to(tl.int32), (n >> 42).to(tl.int32)
+    return n1, n2, n3, tl.sum(m1, 0), tl.sum(m2, 0), tl.sum(m3, 0)
+
+
+@triton.jit
+def _compact(list_ptr, line, blocks, value, wanted, cap, WIDE: tl.constexpr):
     """List the blocks above `value` and the first `wanted` that are equal to it."""
-    done = tl.zeros([ROWS], tl.int32)
-    ties = tl.zeros([ROWS], tl.int32)
-    for start in range(0, blocks, TILE):
-        j = start + tl.arange(0, TILE)
-        valid = (j < blocks)[None, :]
-        key = tl.load(line[:, None] + j[None, :], mask=valid, other=-2147483648)
-        equal = (key == value[:, None]) & valid
-        rank = ties[:, None] + tl.cumsum(equal.to(tl.int32), 1)
-        keep = ((key > value[:, None]) | (equal & (rank <= wanted[:, None]))) & valid
-        place = done[:, None] + tl.cumsum(keep.to(tl.int32), 1) - 1
-        fits = keep & there[:, None] & (place < cap)
-        tl.store(index_ptr[:, None] + place, tl.broadcast_to(j[None, :], [ROWS, TILE]), mask=fits)
-        done += tl.sum(keep.to(tl.int32), 1)
-        ties += tl.sum(equal.to(tl.int32), 1)
+    higher = 0
+    ties = 0
+    for start in range(0, blocks, WIDE):
+        j = start + tl.arange(0, WIDE)
+        key = tl.load(line + j, mask=j < blocks, other=-2147483648)
+        above, equal = (key > value) & (j < blocks), (key == value) & (j < blocks)
+        both = above.to(tl.int64) + (equal.to(tl.int64) << 32)
+        upto = tl.cumsum(both, 0)
+        rank = ties + (upto >> 32).to(tl.int32)
+        keep = above | (equal & (rank <= wanted))
+        place = higher + (upto & 0xFFFFFFFF).to(tl.int32) + tl.minimum(rank, wanted) - 1
+        tl.store(list_ptr + place, j, mask=keep & (place < cap))
+        here = tl.sum(both, 0)
+        higher += (here & 0xFFFFFFFF).to(tl.int32)
+        ties += (here >> 32).to(tl.int32)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from vggt_compile.ops.operands import Operands
 
@@ -100,6 +101,15 @@ def describable(tile: Tile, x: Operands) -> bool:
     aligned = all(stride * y.element_size() % 16 == 0 for y in (x.k, x.v) for stride in y.stride()[:-1])
     one_run = x.block_index is None or tile.keys <= x.k_block
     return aligned and one_run and x.k.stride(3) == x.v.stride(3) == 1
+
+
+def longest_first(count: Tensor) -> Tensor:
+    """Query blocks of each head by falling count, [B, H, blocks], int32: the order in which they start.
+
+    Heads stay one after the other: programs that run at one time read one head's keys, which the cache may hold. Of
+    equal counts the first ones come first, so that neighbours stay together.
+    """
+    return count.argsort(dim=-1, descending=True, stable=True).int()
 
 
 def _keys(keys: int, k_block: int) -> int:

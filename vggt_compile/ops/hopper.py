@@ -1,0 +1,85 @@
+"""Which attention the kernel for Hopper can do, and that kernel as an operator of its own.
+
+It is opaque to compilers: Inductor can inline kernels of Triton, but not of Gluon. `attention` calls it where it suits.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from vggt_compile.ops.operands import Operands
+
+ALIGNMENT = 16
+"""Bytes: what the tensor memory accelerator asks of addresses and strides."""
+
+
+def suits(x: Operands) -> bool:
+    """Whether the kernel for Hopper computes these operands; sizes may be symbols."""
+    if not (x.q.dtype in (torch.bfloat16, torch.float16) and x.q.shape[3] in (32, 64, 128)):
+        return False
+    if x.key_log_weight is not None or (x.block_index is not None and (x.q_block % 128 or x.k_block % 64)):
+        return False
+    return here(x.q.device) and all(map(_loadable, (x.q, x.k, x.v)))
+
+
+@functools.cache
+def here(device: torch.device) -> bool:
+    """Whether a device is a Hopper GPU, and Triton has what the kernel is written in."""
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    try:
+        return find_spec("triton.experimental.gluon.nvidia.hopper") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _loadable(x: Tensor) -> bool:
+    *outer, inner = x.stride()
+    aligned = all(stride * x.element_size() % ALIGNMENT == 0 for stride in outer)
+    return bool(inner == 1 and aligned and x.storage_offset() * x.element_size() % ALIGNMENT == 0)
+
+
+@custom_op("vggt_compile::attention_hopper", mutates_args=())
+def attention_hopper(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_index: Tensor | None,
+    block_count: Tensor | None,
+    always: int,
+    q_block: int,
+    k_block: int,
+    own_k: Tensor | None,
+    own_v: Tensor | None,
+    own: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """`attention` of operands that `suits`."""
+    from vggt_compile.ops.attention_hopper import launch  # Gluon may be missing where there is no GPU
+
+    blocks = (block_index, block_count, always, q_block, k_block)
+    return launch(Operands(q, k, v, *blocks, None, own_k, own_v, own, scale))
+
+
+@attention_hopper.register_fake
+def _shape(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_index: Tensor | None,
+    block_count: Tensor | None,
+    always: int,
+    q_block: int,
+    k_block: int,
+    own_k: Tensor | None,
+    own_v: Tensor | None,
+    own: Tensor | None,
+    scale: float,
+) -> Tensor:
+    batch, heads, queries, head_dim = q.shape
+    return v.new_empty(batch, queries, heads, head_dim).transpose(1, 2)
