@@ -17,7 +17,7 @@ from modelutils import randomized
 from vggt_compile import collect_reports, vggt_sparse
 from vggt_compile.__main__ import main
 from vggt_compile.backend import vggt_sparse_eager
-from vggt_compile.bench.accuracy.cases import Geometry, Recorded, Rendered, read_scenes
+from vggt_compile.bench.accuracy.cases import Geometry, Recorded, Rendered, read_scenes, rendered_case
 from vggt_compile.bench.accuracy.journal import Journal, Key
 from vggt_compile.bench.accuracy.page import page
 from vggt_compile.bench.accuracy.picture import pareto
@@ -74,7 +74,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def truth(views: Views) -> Geometry:
-    return Geometry(views.extrinsics[0], views.depth[0], views.world_points[0])
+    return rendered_case(views).truth
 
 
 # Numbers
