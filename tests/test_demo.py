@@ -63,6 +63,19 @@ def test_demo_judges_a_trained_model_by_the_true_scene(capsys, monkeypatch, tmp_
     assert Image.open(result["picture"]).format == "PNG"
 
 
+def test_a_run_that_is_not_finite_has_no_score_and_does_not_stop_the_demo(capsys, monkeypatch, tmp_path):
+    def broken(gm, inputs, *, options):
+        reported_rewrite(gm, Options.read(options))
+        return lambda *given: [tensor * torch.nan for tensor in gm.forward(*given)]
+
+    monkeypatch.setattr("vggt_compile.cli.experiment.vggt_sparse", broken)
+    assert main(["demo", "--frames", "2", "--out", str(tmp_path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["scores"]) == {"eager dense"}
+    assert "outputs of compiled rewritten are not all finite" in result["notes"]
+    assert Image.open(result["picture"]).format == "PNG"
+
+
 def test_the_text_of_a_result_has_both_tables():
     from vggt_compile.cli import demo
     from vggt_compile.cli.compare import Deviation
