@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule
 
 from vggt_compile.backend import Options, reported_rewrite
@@ -44,6 +46,13 @@ class Capture:
 def run(model: nn.Module | Callable, *inputs: Any, capture: Capture, dynamic: bool | None = False) -> Any:
     with torch.no_grad():
         return torch.compile(model, backend=capture, dynamic=dynamic)(*inputs)
+
+
+def raises_through_dynamo(error: type, match: str, model: nn.Module, x: Tensor, capture: Capture) -> None:
+    """Running the model raises, from the backend, an error of this type."""
+    with pytest.raises(BackendCompilerFailed, match=match) as caught:
+        run(model, x, capture=capture)
+    assert isinstance(caught.value.inner_exception, error)
 
 
 def exported(model: nn.Module, images: Tensor, plan: object = None, dynamic: dict | None = None) -> tuple[Any, Report]:

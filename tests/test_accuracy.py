@@ -17,11 +17,12 @@ from modelutils import randomized
 from vggt_compile import collect_reports, vggt_sparse
 from vggt_compile.__main__ import main
 from vggt_compile.backend import vggt_sparse_eager
-from vggt_compile.bench.accuracy.cases import Geometry, Recorded, Rendered, read_scenes
+from vggt_compile.bench.accuracy.cases import Geometry, Recorded, Rendered, read_scenes, rendered_case
 from vggt_compile.bench.accuracy.journal import Journal, Key
-from vggt_compile.bench.accuracy.page import page
+from vggt_compile.bench.accuracy.page import controls_section, page
 from vggt_compile.bench.accuracy.picture import pareto
-from vggt_compile.bench.accuracy.plans import FRAME_ONLY, layer_plans, read_plans, split
+from vggt_compile.bench.accuracy.plans import CONTROLS, FRAME_ONLY, layer_plans, read_plans, split
+from vggt_compile.bench.accuracy.record import entries
 from vggt_compile.bench.accuracy.run import Bench, measure, total
 from vggt_compile.bench.accuracy.score import METRICS, in_world, scores
 from vggt_compile.bench.accuracy.statistics import POOLED, interval, summaries
@@ -74,7 +75,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def truth(views: Views) -> Geometry:
-    return Geometry(views.extrinsics[0], views.depth[0], views.world_points[0])
+    return rendered_case(views).truth
 
 
 # Numbers
@@ -167,7 +168,7 @@ def test_plans_are_recipes_controls_files_and_json(tmp_path: Path) -> None:
     assert list(plans) == ["dense", "g2f", FRAME_ONLY, "mine", "odd"]
     assert plans["odd"].min_tokens == 4
     assert split('{"a": [1, 2]},b') == ['{"a": [1, 2]}', "b"]
-    assert {"dense", FRAME_ONLY} <= set(read_plans(None))
+    assert {"dense", *CONTROLS} <= set(read_plans(None))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,24 @@ def test_wrong_plans_are_named(text: str, words: str) -> None:
 def test_every_layer_has_a_plan_and_the_model_is_asked_for_their_number() -> None:
     plans = layer_plans(global_layers(pi3("tiny").eval()))
     assert list(plans) == ["dense", "layer 0", "layer 1", FRAME_ONLY]
+
+
+def test_controls_of_a_choice_read_equally_many_keys(tmp_path: Path) -> None:
+    source = Rendered(("orbit/indoor",), 1, 8 * 14)
+    bench = tiny(source=source, frames=(5,), plans=read_plans("random blocks,predicted blocks"))
+    _, chance, choice = done(bench, tmp_path / "rows")
+    assert chance["attention_left"] == choice["attention_left"] < 1
+    assert chance["rewritten"] == choice["rewritten"] == 2
+    assert chance["truth"] != choice["truth"]
+
+
+def test_the_page_starts_with_every_control_that_was_run(tmp_path: Path) -> None:
+    bench = tiny(plans=read_plans("frame only,random blocks"))
+    made = entries(bench, done(bench, tmp_path / "rows"), "plans")
+    title, table = controls_section(made)
+    assert "Can it tell?" in title
+    headers = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    assert headers == ["model", "frames", "scenes", "dense", "frame only", "random blocks"]
 
 
 def test_scenes_are_trajectories_in_kinds() -> None:

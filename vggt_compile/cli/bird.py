@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vggt_compile.cli.geometry import placed, true_centres
+from vggt_compile.cli.geometry import placed
+from vggt_compile.metrics.align import camera_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from vggt_compile.bench.accuracy.cases import Geometry
     from vggt_compile.cli.experiment import Result
 
 POINTS = 40_000
@@ -23,15 +25,17 @@ def draw_scene(axis: Axes, result: Result) -> None:
     """Everything aligned to the true scene by its points; points are those of the rewritten run."""
     truth = result.frames.truth
     assert truth is not None
-    dense, rewritten = (placed(run.output, truth) for run in (result.runs[0], result.runs[-1]))
-    colours = result.frames.images[0].cpu().permute(0, 2, 3, 1)
-    _cloud(axis, rewritten.points.flatten(0, 2), colours.flatten(0, 2))
-    cameras: tuple[tuple[str, Tensor, dict[str, Any]], ...] = (
-        ("true", true_centres(truth), {"marker": "o", "s": 70, "facecolors": "none", "edgecolors": "black"}),
-        ("dense", dense.centres, {"marker": "+", "s": 60, "color": "tab:blue"}),
-        ("rewritten", rewritten.centres, {"marker": "x", "s": 40, "color": "tab:red"}),
+    images = result.frames.images
+    dense, rewritten = (placed(run.output, images, truth) for run in (result.runs[0], result.runs[-1]))
+    assert rewritten.points is not None
+    _cloud(axis, rewritten.points.flatten(0, 2), images[0].cpu().permute(0, 2, 3, 1).flatten(0, 2))
+    cameras: tuple[tuple[str, Geometry, dict[str, Any]], ...] = (
+        ("true", truth, {"marker": "o", "s": 70, "facecolors": "none", "edgecolors": "black"}),
+        ("dense", dense, {"marker": "+", "s": 60, "color": "tab:blue"}),
+        ("rewritten", rewritten, {"marker": "x", "s": 40, "color": "tab:red"}),
     )
-    for label, centres, style in cameras:
+    for label, found, style in cameras:
+        centres = camera_points(found.extrinsics)
         axis.scatter(centres[:, 0].numpy(), centres[:, 1].numpy(), label=label, linewidths=1.5, zorder=3, **style)
     axis.set_title("points and cameras from above", fontsize=10)
     axis.set_xlabel("x, metres", fontsize=9)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile.errors import BadInput
+from vggt_compile.metrics.cameras import centres
 from vggt_compile.models.pose import decode_pose
 
 CHUNK = 2**24
@@ -82,5 +83,4 @@ def camera_centres(output: Mapping[str, Any], image_size: tuple[int, int]) -> Te
         return output["camera_poses"][..., :3, 3]
     if "pose_enc" not in output:
         return None
-    extrinsics = decode_pose(output["pose_enc"], image_size).extrinsics
-    return -(extrinsics[..., :3].mT @ extrinsics[..., 3:])[..., 0]
+    return centres(decode_pose(output["pose_enc"], image_size).extrinsics)

@@ -103,12 +103,13 @@ def load_frames(args: argparse.Namespace, patch: int, device: torch.device, say:
         for note in frames.notes:
             say(f"note: {note}")
         return frames
+    from vggt_compile.bench.accuracy.cases import rendered_case
     from vggt_compile.scenes import HELD_OUT_SEEDS, render
 
     count, size = args.frames or SCENE[0], size or SCENE[1]
     say(f"rendering {count} frames of {size[0]}×{size[1]}, a scene that no shipped model was trained on")
-    views = render(HELD_OUT_SEEDS[args.seed], count, size, trajectory=args.scene, device=device)
-    return Frames(views.images, [f"frame {i}" for i in range(count)], truth=views)
+    scene = rendered_case(render(HELD_OUT_SEEDS[args.seed], count, size, trajectory=args.scene, device=device))
+    return Frames(scene.images, [f"frame {i}" for i in range(count)], truth=scene.truth.to("cpu"))
 
 
 def text(result: Result, path: Path) -> str:

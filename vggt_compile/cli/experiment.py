@@ -91,7 +91,7 @@ def run(
 def _scores(subject: Subject, frames: Frames, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     if frames.truth is None or subject.weights is None:
         return {}
-    found = {one.name: scores(one.output, frames.truth) for one in runs}
+    found = {one.name: scores(one.output, frames.images, frames.truth) for one in runs}
     return {name: score for name, score in found.items() if score is not None}
 
 

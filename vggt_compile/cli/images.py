@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from vggt_compile.scenes import Views
+    from vggt_compile.bench.accuracy.cases import Geometry
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -27,12 +27,12 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Frames:
-    """Images `[1, S, 3, H, W]` in 0..1, their names, what was done to get them, and the true scene if it is known."""
+    """Images `[1, S, 3, H, W]` in 0..1, their names, what was done to get them, and the truth, on the CPU, if known."""
 
     images: Tensor
     names: list[str]
     notes: list[str] = field(default_factory=list)
-    truth: Views | None = None
+    truth: Geometry | None = None
 
 
 def load_folder(

@@ -105,14 +105,15 @@ def _range(values: Tensor) -> tuple[float, float]:
 def _side(figure: SubFigure | Figure, result: Result, size: tuple[int, int]) -> None:
     """The scene from above, and under it what deviates by how much."""
     above, below = figure.subplots(2, 1, height_ratios=(3, 1.6))
-    if result.frames.truth is not None and result.subject.weights is not None:
+    judged = {result.runs[0].name, result.runs[-1].name} <= result.scores.keys()
+    if judged:
         draw_scene(above, result)
     else:
         _paths(above, result, size)
     lines = ["relative error against eager dense"]
     for name, found in result.deviations[result.runs[-1].name].items():
         lines.append(f"{name:<11}{found.relative:>9.1e}")
-    if result.scores:
+    if judged:
         lines += ["", f"{'true scene':<11}{'dense':>9}{'rewritten':>11}"]
         dense, rewritten = result.scores[result.runs[0].name], result.scores[result.runs[-1].name]
         lines += [f"{name:<11}{dense[name]:>9.3g}{rewritten[name]:>11.3g}" for name in dense]

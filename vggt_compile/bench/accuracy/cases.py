@@ -18,6 +18,7 @@ from vggt_compile.scenes import (
     KINDS,
     TRAINING_TEXTURES,
     TRAJECTORIES,
+    Views,
     render,
     unproject,
 )
@@ -36,6 +37,11 @@ class Geometry(NamedTuple):
     points: Tensor | None = None
     """`[S, H, W, 3]`"""
 
+    def to(self, device: torch.device | str) -> Geometry:
+        """The same geometry on another device."""
+        depth, points = (None if x is None else x.to(device) for x in (self.depth, self.points))
+        return Geometry(self.extrinsics.to(device), depth, points)
+
 
 class Case(NamedTuple):
     """One input of the model, and what is true of it."""
@@ -43,6 +49,11 @@ class Case(NamedTuple):
     images: Tensor
     """`[1, S, 3, H, W]` in 0..1."""
     truth: Geometry
+
+
+def rendered_case(views: Views) -> Case:
+    """The first of the scenes that were rendered."""
+    return Case(views.images[:1], Geometry(views.extrinsics[0], views.depth[0], views.world_points[0]))
 
 
 class Source(Protocol):
@@ -75,8 +86,7 @@ class Rendered:
     def case(self, scene: str, seed: int, frames: int) -> Case:
         trajectory, _, kind = scene.partition("/")
         textures, side = list(TEXTURES[self.textures]), (self.size, self.size)
-        views = render(seed, frames, side, trajectory, kind, self.device, textures=textures)
-        return Case(views.images, Geometry(views.extrinsics[0], views.depth[0], views.world_points[0]))
+        return rendered_case(render(seed, frames, side, trajectory, kind, self.device, textures=textures))
 
     def identity(self) -> dict[str, Any]:
         return {"source": "rendered", "size": self.size, "textures": self.textures}

@@ -60,8 +60,8 @@ def grid(entries: Sequence[Entry], panel: Any) -> Figure:
     order = Order(tuple(plans), tuple(dict.fromkeys(scene for entry in entries for scene in kinds(entry["rows"]))))
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     counts = sorted({entry["frames"] for entry in entries})
-    width = 4.4 if panel is trade else 7.0
-    figure = Figure(figsize=(width * len(counts) + 2.0, 3.9 * len(models)), dpi=110, layout="constrained")
+    width, height = (4.8, 5.2) if panel is trade else (7.0, 3.9)
+    figure = Figure(figsize=(width * len(counts) + 2.0, height * len(models)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(models), len(counts), squeeze=False, sharey=panel is trade)
     for axis in axes.flat:
@@ -98,7 +98,7 @@ def trade(axis: Axes, entry: Entry, order: Order) -> None:
         for row, (x, (mean, low, high)) in zip(found, points, strict=True):
             if low is not None:
                 axis.plot((x, x), (low, high), color=colour, linewidth=1.2, alpha=0.5)
-            axis.plot(x, mean, order.marker(row["plan"]), color=colour, markersize=5.5)
+            axis.plot(x, mean, order.marker(row["plan"]), color=colour, markersize=5)
     for plan in entry["plans"]:
         axis.plot([], [], order.marker(plan), color="0.35", label=plan)
     axis.set_xlabel("attention FLOPs left, %", fontsize=9)

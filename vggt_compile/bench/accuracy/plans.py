@@ -10,8 +10,25 @@ from vggt_compile.plan import Plan
 from vggt_compile.recipes import recipes, resolve
 
 FRAME_ONLY = "frame only"
-"""A control: no frame sees another, which a bench worth its name must punish."""
-CONTROLS = {FRAME_ONLY: Plan.read({"layers": {"*": {"scope": "frame"}}}, FRAME_ONLY)}
+"""No frame sees another, which a bench worth its name must punish."""
+
+
+def _everywhere(name: str, policy: dict[str, object]) -> Plan:
+    return Plan.read({"layers": {"*": policy}}, name)
+
+
+# Blocks have the size that the recipes use, 128 queries by 64 keys: of ten frames of 16·16 patches a query block reads
+# 10 of 40 key blocks. Smaller blocks make it easy for chance, because random lists are drawn evenly over the sequence:
+# at 64 by 16 they hold one row of patches of every four, a thinned copy of every frame (measured in docs/accuracy.md).
+CONTROLS = {
+    plan.name: plan
+    for plan in (
+        _everywhere(FRAME_ONLY, {"scope": "frame"}),
+        _everywhere("random blocks", {"blocks": {"method": "random", "keep": 0.25}}),
+        _everywhere("predicted blocks", {"blocks": {"method": "predict", "keep": 0.25}}),
+    )
+}
+"""Plans that tell what the bench can tell: what is lost without other frames, and what choosing blocks is worth."""
 
 _NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
 
@@ -60,4 +77,4 @@ def _read(text: str) -> tuple[str, Plan]:
 def layer_plans(layers: int) -> dict[str, Plan]:
     """Dense, each of so many global layers alone inside frames, and all of them."""
     single = {f"layer {i}": Plan.read({"layers": {str(i): {"scope": "frame"}}}, f"layer {i}") for i in range(layers)}
-    return {"dense": resolve("dense")} | single | CONTROLS
+    return {"dense": resolve("dense")} | single | {FRAME_ONLY: CONTROLS[FRAME_ONLY]}

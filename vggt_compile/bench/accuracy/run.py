@@ -113,7 +113,7 @@ def judge(ways: Ways, case: Case, plans: tuple[str, ...]) -> Iterator[tuple[str,
     Raises:
         BadInput: the baseline itself finds nothing finite.
     """
-    truth = Geometry(*(None if x is None else x.to(ways.bench.device) for x in case.truth))  # type: ignore[arg-type]
+    truth = case.truth.to(ways.bench.device)
     try:
         base = ways(BASELINE, case.images)
         reference = in_world(base, truth)

@@ -1,0 +1,133 @@
+"""Functions rebuilt from their source answer as the originals do, and what cannot be rebuilt is refused."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from vggt_compile.families.rebuild import rebuilt
+
+
+def bound_once(flag: bool) -> list:
+    if flag:
+        x = 1
+    return ["x" in locals(), "x" not in locals()]
+
+
+def bound_in_loop(flag: bool) -> list:
+    seen = []
+    for i in range(3):
+        seen.append("y" in locals())
+        if i == 1:
+            y = i
+    return seen
+
+
+def unbound_again(flag: bool) -> list:
+    a = b = 1
+    if flag:
+        del a, b
+    return ["a" in locals(), "b" in locals()]
+
+
+def unbound_of_many(flag: bool) -> list:
+    a, table = 1, {"k": 1}
+    if flag:
+        del a, table["k"]
+    return ["a" in locals(), table]
+
+
+def parameter(flag: bool, other: int = 3) -> list:
+    if flag:
+        del other
+    return ["other" in locals(), "flag" in locals(), "unheard" in locals()]
+
+
+def bound_by_with_and_for(flag: bool) -> list:
+    for item in range(2 if flag else 0):
+        assert item >= 0
+    with torch.no_grad() as context:
+        pass
+    return ["item" in locals(), "context" in locals()]
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize(
+    "function", [bound_once, bound_in_loop, unbound_again, unbound_of_many, parameter, bound_by_with_and_for]
+)
+def test_rebuilt_functions_answer_alike(function: types.FunctionType, flag: bool) -> None:
+    form = rebuilt(function)
+    assert form is not None
+    assert "locals" not in form.__code__.co_names
+    assert form(flag) == function(flag)
+
+
+def returns_locals(flag: bool) -> dict:
+    return locals()
+
+
+def asks_a_variable(name: str) -> bool:
+    return name in locals()
+
+
+def keeps_them(flag: bool) -> bool:
+    scope = locals()
+    return "flag" in scope
+
+
+async def asynchronous(flag: bool) -> bool:
+    return "flag" in locals()
+
+
+@pytest.mark.parametrize("function", [returns_locals, asks_a_variable, keeps_them, asynchronous])
+def test_other_uses_of_locals_are_refused(function: types.FunctionType) -> None:
+    assert rebuilt(function) is None
+
+
+def test_closures_and_functions_without_source_are_refused() -> None:
+    captured = 3
+
+    def closure(flag: bool) -> bool:
+        return "captured" in locals() and captured == 3
+
+    assert rebuilt(closure) is None
+    scope: dict = {}
+    exec("def no_source(flag):\n    return 'flag' in locals()", scope)
+    assert rebuilt(scope["no_source"]) is None
+
+
+class Holder:
+    LIMIT = 7
+    shared: list = []  # noqa: RUF012
+
+    def method(self, x: int, limit: int = LIMIT, *, into: list = shared, scale: int = LIMIT + 1) -> Any:
+        if x > limit:
+            high = True
+        into.append("high" in locals())
+        return into, limit, scale
+
+    def private(self, flag: bool) -> bool:
+        return "flag" in locals() and self.__flag
+
+    def dunder(self, flag: bool) -> Any:
+        return "flag" in locals() and self.__class__
+
+
+def test_defaults_are_those_of_the_original() -> None:
+    form = rebuilt(Holder.method)
+    assert form is not None
+    for x in (3, 9):
+        Holder.shared.clear()
+        assert form(Holder(), x) == (Holder.shared, 7, 8)
+        assert form(Holder(), x)[0] is Holder.shared
+        assert Holder.shared == [x > 7, x > 7]
+
+
+def test_private_names_are_refused() -> None:
+    assert rebuilt(Holder.private) is None
+    form = rebuilt(Holder.dunder)
+    assert form is not None
+    assert form(Holder(), True) is Holder
