@@ -146,6 +146,8 @@ class _GraphRewrite:
         return calls, refused
 
     def _apply(self, site: Site) -> Row:
+        if site.scope == "global":
+            self.edit.next_layer()
         before = times(site.batch, site.tokens, site.tokens)
         state = AttentionState(site.call.q, site.call.k, site.call.v, before)
         policy, reason = self._policy(site)
