@@ -59,6 +59,14 @@ def rewrite(
     return report
 
 
+def attention_sites(gm: GraphModule) -> list[Site]:
+    """The attentions of a traced graph as a plan would meet them, in execution order; the graph is left as it is.
+
+    Those that nobody can read as one call, and those in sub-graphs, are not among them.
+    """
+    return find_sites(gm, _find_calls(gm)[0], registry.families(), Symbols(gm.graph))
+
+
 def unmet(report: Report, plan: Plan) -> list[str]:
     """Layers that the plan names and that were not rewritten, each with its reason."""
     refused = [
@@ -100,7 +108,7 @@ class _GraphRewrite:
     def run(self) -> None:
         if not self.plan.dense:
             self._expand_functional()
-        attentions, refused = self._find_calls()
+        attentions, refused = _find_calls(self.gm)
         sites = find_sites(self.gm, attentions, registry.families(), self.symbols)
         known = [site.family for site in sites if site.family != "generic"]
         self.report.family = known[0] if known else self.report.family
@@ -133,17 +141,6 @@ class _GraphRewrite:
                     user.replace_all_uses_with(out)
                 self.gm.graph.erase_node(user)
             self.gm.graph.erase_node(node)
-
-    def _find_calls(self) -> tuple[list[AttentionCall], list[Row]]:
-        calls: list[AttentionCall] = []
-        refused: list[Row] = []
-        for node in self.gm.graph.nodes:
-            call = dialect.attention_call(node) or lift_attention.lift(node)
-            if isinstance(call, Skip):
-                refused.append(_refused_row(node, call.reason))
-            elif call is not None:
-                calls.append(call)
-        return calls, refused
 
     def _apply(self, site: Site) -> Row:
         if site.scope == "global":
@@ -266,6 +263,18 @@ class _GraphRewrite:
             at_least=state.at_least,
             measured=state.blocks is not None and self.densities is not None,
         )
+
+
+def _find_calls(gm: GraphModule) -> tuple[list[AttentionCall], list[Row]]:
+    calls: list[AttentionCall] = []
+    refused: list[Row] = []
+    for node in gm.graph.nodes:
+        call = dialect.attention_call(node) or lift_attention.lift(node)
+        if isinstance(call, Skip):
+            refused.append(_refused_row(node, call.reason))
+        elif call is not None:
+            calls.append(call)
+    return calls, refused
 
 
 def _implementation(state: AttentionState) -> str:
