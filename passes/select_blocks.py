@@ -52,7 +52,7 @@ def select_blocks(
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     given = (keep, cdf, pool, coverage, most, q_block, k_block)
     asked = (given, keep_first_frame, order, refresh, site.call.scale, site.batch, site.heads, site.layout)
-    earlier = _Choice.before(edit, asked, refresh)
+    earlier = _Choice.before(site, edit, asked, refresh)
     setting: dict[str, Any] = {"keep": keep, "pool": pool}
     setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
     setting |= {"order": order} if order != "raster" else {}
@@ -67,7 +67,7 @@ def select_blocks(
     blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, cdf > 0, order == "hilbert")
     outcome = _confine(site, state, edit, blocks, choose)
     if isinstance(outcome, AttentionState) and outcome.blocks is not None:
-        chosen = earlier or _Choice(asked, (outcome.blocks.index, outcome.blocks.count), site.layer)
+        chosen = earlier or _Choice(asked, (outcome.blocks.index, outcome.blocks.count), site.layer or 0)
         edit.bequeath(_Choice.NAME, replace(chosen, reads=chosen.reads + 1))
     return outcome
 
@@ -113,14 +113,16 @@ class _Choice:
     NAME = "chosen blocks"
     asked: tuple[Any, ...]
     lists: tuple[Node, Node]
-    layer: int | None
+    layer: int
     reads: int = 0
 
     @classmethod
-    def before(cls, edit: Editor, asked: tuple[Any, ...], refresh: int) -> _Choice | None:
+    def before(cls, site: Site, edit: Editor, asked: tuple[Any, ...], refresh: int) -> _Choice | None:
         """What the layer before this one read, if this one may read it too."""
         last: _Choice | None = edit.inherit(cls.NAME)
-        return last if last is not None and last.asked == asked and last.reads < refresh else None
+        if last is None or last.asked != asked or last.reads == refresh:
+            return None
+        return last if (site.layer or 0) > last.layer else None  # else the model runs once more, on other tokens
 
 
 @dataclass(frozen=True)

@@ -393,6 +393,21 @@ def test_layers_of_other_sizes_choose_anew() -> None:
     assert choosers(capture.report) == [0, 1, 1, 3, 4]
 
 
+def test_a_second_run_of_the_model_in_one_graph_chooses_anew() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build(SPEC)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return self.model(images), self.model(images.flip(1))
+
+    capture = Capture(plan=plan(refresh=100), strict=True)
+    run(Twice(), scene(), capture=capture)
+    assert [row.layer for row in capture.report.global_rows] == [0, 1, 0, 1]
+    assert nodes(capture.graphs[0]).count("vggt_compile.select_blocks") == 2
+
+
 # Errors and refusals
 
 ERRORS = [
