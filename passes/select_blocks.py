@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.parts import Parts
 from vggt_compile.graph.symbols import floordiv, greatest, least, minus, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
 from vggt_compile.ops.select_blocks import ratio
-from vggt_compile.registry import Share, method
-from vggt_compile.site import AttentionState, BlockLists, Site, Size, Skip, TokenLayout
+from vggt_compile.registry import Range, Share, method
+from vggt_compile.site import AttentionState, BlockLists, Site, Size, Skip
 
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
 """Tokens of a block: what the kernels have tiles for."""
+
+Layers: TypeAlias = Annotated[int, Range(1, 100)]
+
+Choose: TypeAlias = Callable[[Node, Callable[[], Node]], tuple[Node, Node]]
+"""Patch queries and a way to the keys in blocks → block_index, block_count."""
 
 
 @method("blocks", "predict")
@@ -40,17 +46,30 @@ def select_blocks(
     keep_first_frame: bool = False,
     q_block: BlockSize = 128,
     k_block: BlockSize = 64,
+    order: Literal["raster", "hilbert"] = "raster",
+    refresh: Layers = 1,
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
-    setting = {"keep": keep, "pool": pool} | ({"cdf": cdf, "coverage": coverage, "most": most} if cdf else {})
+    given = (keep, cdf, pool, coverage, most, q_block, k_block)
+    asked = (given, keep_first_frame, order, refresh, site.call.scale, site.batch, site.heads, site.layout)
+    earlier = _Choice.before(site, edit, asked, refresh)
+    setting: dict[str, Any] = {"keep": keep, "pool": pool}
+    setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
+    setting |= {"order": order} if order != "raster" else {}
+    setting |= {"refresh": refresh} if refresh > 1 else {}
+    setting |= {"chosen_at": earlier.layer} if earlier else {}
 
-    def choose(q: Node, k: Node) -> Node:
-        shape = (q_block, k_block)
-        given = (keep, cdf, pool, coverage, most, *shape)
-        return edit.call(torch.ops.vggt_compile.select_blocks.default, q, k, *given, scale=site.call.scale)
+    def choose(q: Node, k: Callable[[], Node]) -> tuple[Node, Node]:
+        if earlier is not None:
+            return earlier.lists
+        return _lists(edit, torch.ops.vggt_compile.select_blocks.default, q, k(), *given, scale=site.call.scale)
 
-    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, at_least=cdf > 0)
-    return _confine(site, state, edit, blocks, choose)
+    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, cdf > 0, order == "hilbert")
+    outcome = _confine(site, state, edit, blocks, choose)
+    if isinstance(outcome, AttentionState) and outcome.blocks is not None:
+        chosen = earlier or _Choice(asked, (outcome.blocks.index, outcome.blocks.count), site.layer or 0)
+        edit.bequeath(_Choice.NAME, replace(chosen, reads=chosen.reads + 1))
+    return outcome
 
 
 @method("blocks", "random")
@@ -67,12 +86,43 @@ def random_blocks(
 ) -> AttentionState | Skip:
     """Patch queries read as many key blocks as with `predict`, drawn at random: a control for experiments."""
 
-    def choose(q: Node, k: Node) -> Node:
+    def choose(q: Node, k: Callable[[], Node]) -> tuple[Node, Node]:
         given = (keep, seed * 1000 + (site.layer or 0), q_block, k_block)  # layers draw different ones
-        return edit.call(torch.ops.vggt_compile.random_blocks.default, q, k, *given)
+        return _lists(edit, torch.ops.vggt_compile.random_blocks.default, q, k(), *given)
 
     blocks = _Blocks("random", keep, keep_first_frame, q_block, k_block, {"keep": keep, "seed": seed})
     return _confine(site, state, edit, blocks, choose)
+
+
+def _lists(edit: Editor, choice: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Node, Node]:
+    """block_index and block_count of an operator that gives both."""
+    both = edit.call(choice, *args, **kwargs)
+    return edit.call(operator.getitem, both, 0), edit.call(operator.getitem, both, 1)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Lists that the next layers may read too.
+
+    Attributes:
+        asked: what they depend on besides queries and keys; a layer that differs in it has to choose anew.
+        layer: which chose them.
+        reads: how many layers read them so far.
+    """
+
+    NAME = "chosen blocks"
+    asked: tuple[Any, ...]
+    lists: tuple[Node, Node]
+    layer: int
+    reads: int = 0
+
+    @classmethod
+    def before(cls, site: Site, edit: Editor, asked: tuple[Any, ...], refresh: int) -> _Choice | None:
+        """What the layer before this one read, if this one may read it too."""
+        last: _Choice | None = edit.inherit(cls.NAME)
+        if last is None or last.asked != asked or last.reads == refresh:
+            return None
+        return last if (site.layer or 0) > last.layer else None  # else the model runs once more, on other tokens
 
 
 @dataclass(frozen=True)
@@ -86,6 +136,7 @@ class _Blocks:
     k_block: int
     setting: dict[str, Any]
     at_least: bool = False
+    hilbert: bool = False
 
     def refusal(self, site: Site, state: AttentionState) -> str | None:
         before = [axis for axis in state.axes if axis != "blocks"]
@@ -97,6 +148,11 @@ class _Blocks:
             return "the number of special tokens in a frame is unknown"
         if self.keep_first_frame and site.layout.frames == 1:
             return "there is one frame only, and keep_first_frame keeps all of it"
+        grid = site.layout.grid
+        if self.hilbert and grid is None:
+            return "the rows and columns of its patches are unknown, which order='hilbert' walks through"
+        if self.hilbert and not all(isinstance(side, int) for side in grid or ()):
+            return "the rows and columns of its patches are symbols; keep image sizes static, or take order='raster'"
         return None
 
     def kept(self, keys: Size) -> Size:
@@ -106,22 +162,19 @@ class _Blocks:
         return least(times(greatest(floor, 1), self.k_block), keys)
 
 
-def _confine(
-    site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, choose: Callable[[Node, Node], Node]
-) -> AttentionState | Skip:
+def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, choose: Choose) -> AttentionState | Skip:
     """The state in which patch queries read the blocks that `choose` finds for them; keys are special ones, patches."""
     refusal = blocks.refusal(site, state)
     if refusal is not None:
         return Skip(refusal)
     assert site.layout is not None
-    parts = _Parts(site, site.layout)
+    parts = Parts(site, site.layout, blocks.hilbert)
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))  # before they are copied
     special_q, patch_q = parts.split(edit, q)
     always = parts.special if not blocks.keep_first_frame else parts.special + parts.per_frame
     listed = minus(site.tokens, always)
     k, v = (parts.special_first(edit, x) for x in (k, v))
-    lists = choose(patch_q, edit.call(torch.narrow, k, 2, edit.size(always), edit.size(listed)))
-    index, count = (edit.call(operator.getitem, lists, i) for i in range(2))
+    index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(always), edit.size(listed)))
     pairs = times(parts.special, site.tokens) + times(parts.patches, always + blocks.kept(listed))
     shown = {"method": blocks.method, **blocks.setting}
     shown |= {"keep_first_frame": True} if blocks.keep_first_frame else {}
@@ -137,45 +190,3 @@ def _confine(
         dense_q=special_q,
         at_least=blocks.at_least,
     )
-
-
-class _Parts:
-    """Special and patch tokens of all frames: how many there are, taken apart, and put together again."""
-
-    def __init__(self, site: Site, layout: TokenLayout) -> None:
-        assert layout.special is not None
-        self.site, self.layout = site, layout
-        self.per_frame = minus(layout.per_frame, layout.special)
-        self.special, self.patches = times(layout.frames, layout.special), times(layout.frames, self.per_frame)
-
-    def split(self, edit: Editor, x: Node) -> tuple[Node | None, Node]:
-        """[B, H, F·P, D] → the special tokens of all frames [B, H, F·S, D], None where there are none, and patches."""
-        if self.special == 0:
-            return None, x
-        site, layout = self.site, self.layout
-        frames = edit.reshape(x, site.batch, site.heads, layout.frames, layout.per_frame, site.head_dim)
-
-        def part(start: Size, size: Size) -> Node:
-            x = edit.call(torch.narrow, frames, 3, edit.size(start), edit.size(size))
-            return edit.reshape(x, site.batch, site.heads, times(layout.frames, size), site.head_dim)
-
-        assert layout.special is not None
-        return part(0, layout.special), part(layout.special, self.per_frame)
-
-    def special_first(self, edit: Editor, x: Node) -> Node:
-        special, patches = self.split(edit, x)
-        return patches if special is None else edit.call(torch.cat, (special, patches), 2)
-
-    def in_model_order(self, edit: Editor, x: Node) -> Node:
-        """Special tokens of all frames, then patches → each frame's special tokens before its patches."""
-        if self.special == 0:
-            return x
-        site, layout = self.site, self.layout
-        assert layout.special is not None
-
-        def part(start: Size, size: Size, each: Size) -> Node:
-            tokens = edit.call(torch.narrow, x, 2, edit.size(start), edit.size(size))
-            return edit.reshape(tokens, site.batch, site.heads, layout.frames, each, site.head_dim)
-
-        parts = part(0, self.special, layout.special), part(self.special, self.patches, self.per_frame)
-        return edit.reshape(edit.call(torch.cat, parts, 3), site.batch, site.heads, site.tokens, site.head_dim)

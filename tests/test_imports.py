@@ -27,7 +27,7 @@ DRAWING = """
     analysis → root metrics
     export → backend
     dry_run → backend
-    backend → breaks recipes rewrite sources families.trace
+    backend → breaks densities recipes rewrite sources families.trace
     breaks → report families.shims graph
     recipes → plan
     rewrite → graph plan report passes.lift_attention ops
@@ -38,6 +38,7 @@ DRAWING = """
     graph → registry
     plan → registry
     registry → site errors
+    densities → report
     report →
     ops →
     datasets → models errors

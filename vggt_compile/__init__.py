@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vggt_compile.backend import vggt_sparse as vggt_sparse
+    from vggt_compile.densities import Densities as Densities
+    from vggt_compile.densities import collect_densities as collect_densities
     from vggt_compile.dry_run import explain as explain
     from vggt_compile.families.trace import prepare as prepare
     from vggt_compile.families.trace import unprepare as unprepare
@@ -24,6 +26,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "vggt_sparse": "backend",
     "explain": "dry_run",
+    "Densities": "densities",
+    "collect_densities": "densities",
     "prepare": "families.trace",
     "unprepare": "families.trace",
     "Plan": "plan",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch._logging import trace_structured
 from torch.fx import GraphModule
 
 from vggt_compile import breaks, recipes
+from vggt_compile.densities import handing_out
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
 from vggt_compile.plan import Plan
@@ -31,30 +32,34 @@ class Options:
     Attributes:
         plan: a recipe's name, the path of a JSON file, a dictionary, or a Plan.
         strict: raise where a layer that the plan names was not rewritten.
+        densities: runs hand out how much of its attentions over blocks the model computes, for `collect_densities`.
         inductor: handed on to Inductor as configuration for this compile.
     """
 
     plan: Plan
     strict: bool = False
+    densities: bool = False
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None) -> Options:
         given = dict(given or {})
         for key in given:
-            if key not in ("plan", "strict", "inductor"):
-                raise UnknownName("option", key, ("plan", "strict", "inductor"))
-        strict, inductor = given.get("strict", False), given.get("inductor", {})
-        if not isinstance(strict, bool):
-            raise PlanError(f"strict is True or False, not {strict!r}")
+            if key not in (known := [field.name for field in fields(cls)]):
+                raise UnknownName("option", key, known)
+        switches = {name: given.get(name, False) for name in ("strict", "densities")}
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise PlanError(f"{name} is True or False, not {value!r}")
+        inductor = given.get("inductor", {})
         if not isinstance(inductor, Mapping):
             raise PlanError(f"inductor is a dictionary of Inductor settings, not {inductor!r}")
-        known = torch._inductor.config.get_config_copy()
+        settings = torch._inductor.config.get_config_copy()
         inductor = {str(key).replace("-", "_"): value for key, value in inductor.items()}
         for key in inductor:
-            if key not in known:
-                raise UnknownName("Inductor setting", key, known)
-        return cls(recipes.resolve(given.get("plan")), strict, inductor)
+            if key not in settings:
+                raise UnknownName("Inductor setting", key, settings)
+        return cls(recipes.resolve(given.get("plan")), **switches, inductor=inductor)
 
 
 def vggt_sparse(
@@ -79,12 +84,12 @@ def vggt_sparse(
 
     chosen = Options.read(options)
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
-        reported_rewrite(gm, chosen)
+        report = reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
     tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
     with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
-        return compiled
+        return handing_out(compiled, report.measured)
 
 
 def vggt_sparse_eager(
@@ -102,8 +107,8 @@ def vggt_sparse_eager(
     del example_inputs, mode
     chosen = Options.read(options)
     with torch._inductor.config.patch(dict(chosen.inductor)):
-        reported_rewrite(gm, chosen)
-    return gm.forward
+        report = reported_rewrite(gm, chosen)
+    return handing_out(gm.forward, report.measured)
 
 
 def reported_rewrite(gm: GraphModule, options: Options) -> Report:
@@ -112,7 +117,7 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     late = trace.arm()
     before = gm.print_readable(print_output=False)
     strict = options.strict and not breaks.is_fragment(gm)
-    report = rewrite(gm, options.plan, strict=strict)
+    report = rewrite(gm, options.plan, strict=strict, densities=options.densities)
     report.notes += breaks.describe(gm, report, late) + breaks.full_cache()
     _emit("vggt_compile_graph_before", "string", before)
     _emit("vggt_compile_graph_after", "string", gm.print_readable(print_output=False))

@@ -23,6 +23,7 @@ class Row:
         flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
         reason: why the site was left alone, or an axis of its policy was; None where the plan was applied in full.
         at_least: the data decide how much is computed, and `flops_after` is the least.
+        measured: each run of the graph hands out how much it was, see `collect_densities`.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Row:
     flops_after: int
     reason: str | None
     at_least: bool = False
+    measured: bool = False
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Report:
     @property
     def rewritten(self) -> list[Row]:
         return [row for row in self.rows if row.axes]
+
+    @property
+    def measured(self) -> list[Row]:
+        """In the order in which the graph hands out their densities."""
+        return [row for row in self.rows if row.measured]
 
     @property
     def global_rows(self) -> list[Row]:

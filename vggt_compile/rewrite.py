@@ -20,30 +20,35 @@ from vggt_compile.errors import NotRewritten, RewriteBug
 from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.layout import find_sites
-from vggt_compile.graph.symbols import Symbols, hint, times
-from vggt_compile.ops import attention  # noqa: F401  # what a state with block lists is lowered to
+from vggt_compile.graph.symbols import Symbols, hint, size_of, times
+from vggt_compile.ops import attention, density  # noqa: F401  # what a state with block lists is lowered to
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
 from vggt_compile.report import Report, Row
-from vggt_compile.site import LOST, AttentionCall, AttentionState, Site, Size, Skip
+from vggt_compile.site import LOST, AttentionCall, AttentionState, BlockLists, Site, Size, Skip
 
 log = logging.getLogger(__name__)
 
 
-def rewrite(gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = True) -> Report:
+def rewrite(
+    gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = True, densities: bool = False
+) -> Report:
     """Apply a plan to a traced graph, in place.
 
     Args:
         gm: as Dynamo hands it to a backend, or `exported.module()` of torch.export.
         strict: raise NotRewritten where a layer that the plan names is not rewritten.
         guard: whether `min_tokens` may add a guard; export cannot, and decides by what is known for all sizes.
+        densities: append outputs to the graph, the density [B, H] of each row of the report that is `measured`.
 
     Returns:
         The report. With a dense plan the graph is left as it is, to the node.
     """
     report = Report(plan=plan.name)
     for part in dialect.parts(gm):
-        _GraphRewrite(part, plan, guard, report).run()
+        _GraphRewrite(part, plan, guard, report, densities and part.gm is gm).run()
+    if densities and any(row.implementation == "block-sparse" and not row.measured for row in report.rows):
+        report.notes.append("densities of attentions in sub-graphs are not handed out")
     plan = plan.at(1 + max((row.layer for row in report.global_rows if row.layer is not None), default=-1))
     if strict:
         failures = unmet(report, plan)
@@ -52,6 +57,14 @@ def rewrite(gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = 
     elif report.global_rows and (missing := missing_layers(report, plan)):
         report.notes.append(f"the plan names {missing}")
     return report
+
+
+def attention_sites(gm: GraphModule) -> list[Site]:
+    """The attentions of a traced graph as a plan would meet them, in execution order; the graph is left as it is.
+
+    Those that nobody can read as one call, and those in sub-graphs, are not among them.
+    """
+    return find_sites(gm, _find_calls(gm)[0], registry.families(), Symbols(gm.graph))
 
 
 def unmet(report: Report, plan: Plan) -> list[str]:
@@ -86,15 +99,16 @@ def _spans(layers: set[int]) -> str:
 class _GraphRewrite:
     """One graph on its way through the driver."""
 
-    def __init__(self, part: dialect.Part, plan: Plan, guard: bool, report: Report) -> None:
+    def __init__(self, part: dialect.Part, plan: Plan, guard: bool, report: Report, densities: bool) -> None:
         self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
         self.symbols = Symbols(self.gm.graph)
         self.edit = Editor(part, self.symbols)
+        self.densities: list[Node] | None = [] if densities else None
 
     def run(self) -> None:
         if not self.plan.dense:
             self._expand_functional()
-        attentions, refused = self._find_calls()
+        attentions, refused = _find_calls(self.gm)
         sites = find_sites(self.gm, attentions, registry.families(), self.symbols)
         known = [site.family for site in sites if site.family != "generic"]
         self.report.family = known[0] if known else self.report.family
@@ -103,6 +117,8 @@ class _GraphRewrite:
         for site in sites:
             self.report.rows.append(self._apply(site))
         self.report.rows += refused
+        if self.densities:
+            dialect.append_outputs(self.gm.graph, self.densities)
         if not self.plan.dense:
             self.gm.graph.lint()
             self.gm.recompile()
@@ -126,18 +142,9 @@ class _GraphRewrite:
                 self.gm.graph.erase_node(user)
             self.gm.graph.erase_node(node)
 
-    def _find_calls(self) -> tuple[list[AttentionCall], list[Row]]:
-        calls: list[AttentionCall] = []
-        refused: list[Row] = []
-        for node in self.gm.graph.nodes:
-            call = dialect.attention_call(node) or lift_attention.lift(node)
-            if isinstance(call, Skip):
-                refused.append(_refused_row(node, call.reason))
-            elif call is not None:
-                calls.append(call)
-        return calls, refused
-
     def _apply(self, site: Site) -> Row:
+        if site.scope == "global":
+            self.edit.next_layer()
         before = times(site.batch, site.tokens, site.tokens)
         state = AttentionState(site.call.q, site.call.k, site.call.v, before)
         policy, reason = self._policy(site)
@@ -204,11 +211,26 @@ class _GraphRewrite:
             always = self.edit.size(lists.always)
             given = (lists.index, lists.count, always, lists.q_block, lists.k_block)
             out = self.edit.call(torch.ops.vggt_compile.attention.default, q, k, v, *given, scale=scale)
+            self._measure(state, lists)
         if state.dense_q is None:
             return out
         dense_q = self.edit.cast(state.dense_q, site.dtype)
         dense = self.edit.call(F.scaled_dot_product_attention, dense_q, k, v, scale=scale)
         return self.edit.call(torch.cat, (dense, out), 2)
+
+    def _measure(self, state: AttentionState, lists: BlockLists) -> None:
+        """Note the density of an attention as an output of the graph, where those are asked for."""
+        if self.densities is None:
+            return
+        given = (self._length(state.q), self._length(state.k), self.edit.size(lists.always))
+        dense = 0 if state.dense_q is None else self._length(state.dense_q)
+        blocks = (lists.q_block, lists.k_block)
+        share = torch.ops.vggt_compile.density.default
+        self.densities.append(self.edit.call(share, lists.index, lists.count, *given, *blocks, dense))
+
+    def _length(self, x: Node) -> int | Node:
+        """Tokens of [B, H, N, D] as an argument."""
+        return self.edit.size(size_of(dialect.value(x).shape[2]))
 
     def _verify(self, site: Site, out: Node) -> None:
         old, new = dialect.value(site.call.node), dialect.value(out)
@@ -239,7 +261,20 @@ class _GraphRewrite:
             flops_after=per_pair * number(state.pairs),
             reason=reason,
             at_least=state.at_least,
+            measured=state.blocks is not None and self.densities is not None,
         )
+
+
+def _find_calls(gm: GraphModule) -> tuple[list[AttentionCall], list[Row]]:
+    calls: list[AttentionCall] = []
+    refused: list[Row] = []
+    for node in gm.graph.nodes:
+        call = dialect.attention_call(node) or lift_attention.lift(node)
+        if isinstance(call, Skip):
+            refused.append(_refused_row(node, call.reason))
+        elif call is not None:
+            calls.append(call)
+    return calls, refused
 
 
 def _implementation(state: AttentionState) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,6 +51,14 @@ _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "c
 def value(node: Node) -> Any:
     """The fake value of a node, in whichever field its dialect keeps it."""
     return node.meta.get("example_value", node.meta.get("val"))
+
+
+def append_outputs(graph: torch.fx.Graph, nodes: Sequence[Node]) -> None:
+    """Let a graph give more values after those that it gives."""
+    output = graph.output_node()
+    (given,) = output.args
+    assert isinstance(given, (tuple, list))
+    output.args = ((*given, *nodes),)
 
 
 def value_key(graph: torch.fx.Graph) -> str:

@@ -22,16 +22,19 @@ class Editor:
 
     def __init__(self, part: Part, symbols: Symbols) -> None:
         self.symbols = symbols
-        self._graph = part.gm.graph
+        self._gm, self._graph = part.gm, part.gm.graph
         self._around = self._regions = part.autocast
         self._key = value_key(part.gm.graph)
         self._anchor: Node | None = None
         self._fresh: list[Node] = []
+        self._fresh_constants: list[str] = []
+        self._inherited: dict[str, Any] = {}
+        self._bequeathed: dict[str, Any] = {}
 
     @contextmanager
     def before(self, anchor: Node) -> Iterator[Editor]:
         """Within the block, calls go before `anchor`; they are undone if the block raises."""
-        self._anchor, self._fresh = anchor, []
+        self._anchor, self._fresh, self._fresh_constants = anchor, [], []
         self._regions = (*self._around, *autocast_at(anchor))
         try:
             yield self
@@ -42,10 +45,12 @@ class Editor:
             self._anchor = None
 
     def undo(self) -> None:
-        """Erase what was added before the current anchor."""
+        """Erase what was added before the current anchor, and what was left for the next layer."""
         for node in reversed(self._fresh):
             self._graph.erase_node(node)
-        self._fresh = []
+        for name in self._fresh_constants:
+            delattr(self._gm, name)
+        self._fresh, self._fresh_constants, self._bequeathed = [], [], {}
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Add `function(*args, **kwargs)`; arguments may be nodes."""
@@ -70,6 +75,35 @@ class Editor:
     def cast(self, x: Node, dtype: torch.dtype) -> Node:
         """The node in a dtype; itself where it has that one."""
         return x if value(x).dtype == dtype else self.call(torch.ops.aten.to.dtype, x, dtype)
+
+    def next_layer(self) -> None:
+        """Go on to the next global attention: it may read what the one before it has left."""
+        self._inherited, self._bequeathed = self._bequeathed, {}
+
+    def inherit(self, name: str) -> Any:
+        """What the global attention just before this one has left under a name; None where it left nothing."""
+        return self._inherited.get(name)
+
+    def bequeath(self, name: str, thing: Any) -> None:
+        """Leave something, nodes among it, to the next global attention of the graph and to no other."""
+        self._bequeathed[name] = thing
+
+    def constant(self, name: str, make: Callable[[], torch.Tensor]) -> Node:
+        """A tensor that is part of the graph; `make` is called where no site before has asked for this name.
+
+        No buffer, because AOTAutograd wants to know for each one which of the user's it is.
+        """
+        assert self._anchor is not None, "an editor works inside `before`"
+        attribute = f"_vggt_compile_{name}"
+        if not hasattr(self._gm, attribute):
+            with torch.inference_mode(False):  # a compile may happen in that mode, and later runs outside it
+                setattr(self._gm, attribute, make())
+            self._fresh_constants.append(attribute)
+        with self._graph.inserting_before(self._anchor):
+            node = self._graph.create_node("get_attr", attribute)
+        node.meta[self._key] = getattr(self._gm, attribute)
+        self._fresh.append(node)
+        return self.call(torch.ops.aten.lift_fresh_copy.default, node)
 
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._anchor is not None
