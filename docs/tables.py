@@ -66,7 +66,7 @@ def values(annotation: Any) -> str:
     """What a parameter may be, as one would say it: `0 … 1`, `"mean" or "max"`, `int`."""
     kind, of = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is typing.Annotated:
-        return f"{of[1].low:g} … {of[1].high:g}"
+        return str(of[1])
     if kind is typing.Literal:
         return " or ".join(map(json.dumps, of))
     if kind is tuple:

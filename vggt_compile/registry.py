@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import typing
@@ -80,18 +81,26 @@ class Range:
     """What a number of the plan language may be, ends included: `Annotated[float, Range(0, 1)]`."""
 
     low: float
-    high: float
+    high: float = math.inf
 
     def check(self, what: str, value: float) -> None:
         if not self.low <= value <= self.high:
             near = self.high if value > self.high else self.low
-            raise PlanError(f"{what} must lie in {self.low:g} … {self.high:g}, not {value!r}; the nearest is {near:g}")
+            raise PlanError(f"{what} must {self._lie}, not {value!r}; the nearest is {near:g}")
 
     def __repr__(self) -> str:
         return f"Range({self.low:g}, {self.high:g})"
 
+    def __str__(self) -> str:
+        return f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} … {self.high:g}"
+
+    @property
+    def _lie(self) -> str:
+        return f"be {self}" if self.high == math.inf else f"lie in {self}"
+
 
 Share = Annotated[float, Range(0, 1)]
+Stride = Annotated[int, Range(1)]
 
 
 def _check_type(what: str, value: Any, annotation: Any) -> None:

@@ -18,8 +18,8 @@ class Row:
 
     Attributes:
         axes: what acted, axis → setting; empty where the attention is as the model wrote it.
-        implementation: `sdpa`, `block-sparse` for our own operator, or `spelled out` for products around a softmax that
-            were left as they are.
+        implementation: `sdpa`; our own operator as `block-sparse` where queries read listed blocks of keys, else as
+            `weighted`; or `spelled out` for products around a softmax that were left as they are.
         flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
         reason: why the site was left alone, or an axis of its policy was; None where the plan was applied in full.
         at_least: the data decide how much is computed, and `flops_after` is the least.

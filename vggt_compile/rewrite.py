@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch._inductor.config
@@ -21,7 +22,7 @@ from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.layout import find_sites
 from vggt_compile.graph.symbols import Symbols, hint, size_of, times
-from vggt_compile.ops import attention, density  # noqa: F401  # what a state with block lists is lowered to
+from vggt_compile.ops import attention, density  # noqa: F401  # what a state is lowered to where PyTorch's cannot do it
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
 from vggt_compile.report import Report, Row
@@ -204,14 +205,11 @@ class _GraphRewrite:
         """Under autocast q and k may be wider than the attention's output; ask for what the model computes in."""
         q, k, v = (self.edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
         scale = site.call.scale
-        if state.blocks is None:
-            out = self.edit.call(F.scaled_dot_product_attention, q, k, v, scale=scale)
-        else:
-            lists = state.blocks
-            always = self.edit.size(lists.always)
-            given = (lists.index, lists.count, always, lists.q_block, lists.k_block)
-            out = self.edit.call(torch.ops.vggt_compile.attention.default, q, k, v, *given, scale=scale)
-            self._measure(state, lists)
+        given = self._beyond_sdpa(site, state)
+        function = torch.ops.vggt_compile.attention.default if given else F.scaled_dot_product_attention
+        out = self.edit.call(function, q, k, v, **given, scale=scale)
+        if state.blocks is not None:
+            self._measure(state, state.blocks)
         if state.dense_q is None:
             return out
         dense_q = self.edit.cast(state.dense_q, site.dtype)
@@ -231,6 +229,20 @@ class _GraphRewrite:
     def _length(self, x: Node) -> int | Node:
         """Tokens of [B, H, N, D] as an argument."""
         return self.edit.size(size_of(dialect.value(x).shape[2]))
+
+    def _beyond_sdpa(self, site: Site, state: AttentionState) -> dict[str, Any]:
+        """Arguments of our own operator for what PyTorch's attention cannot do, none where it can do all."""
+        given: dict[str, Any] = {}
+        if state.blocks is not None:
+            lists, always = state.blocks, self.edit.size(state.blocks.always)
+            given |= {"block_index": lists.index, "block_count": lists.count, "always": always}
+            given |= {"q_block": lists.q_block, "k_block": lists.k_block}
+        if state.own is not None:
+            own_k, own_v = (self.edit.cast(x, site.dtype) for x in (state.own.k, state.own.v))
+            given |= {"own_k": own_k, "own_v": own_v, "own": state.own.read}
+        if state.key_log_weight is not None:
+            given |= {"key_log_weight": state.key_log_weight}
+        return given
 
     def _verify(self, site: Site, out: Node) -> None:
         old, new = dialect.value(site.call.node), dialect.value(out)
@@ -278,7 +290,9 @@ def _find_calls(gm: GraphModule) -> tuple[list[AttentionCall], list[Row]]:
 
 
 def _implementation(state: AttentionState) -> str:
-    return "sdpa" if state.blocks is None else "block-sparse"
+    if state.blocks is not None:
+        return "block-sparse"
+    return "sdpa" if state.own is None and state.key_log_weight is None else "weighted"
 
 
 def _without_disabled(policy: Policy) -> tuple[Policy, str | None]:

@@ -105,6 +105,20 @@ class BlockLists:
 
 
 @dataclass(frozen=True)
+class OwnKeys:
+    """A key and value of each query's own, for queries that do not find it among the keys that all read.
+
+    Attributes:
+        k, v: [B', H, N', D] nodes, in the order of the queries.
+        read: [N'] bool node, which queries read theirs.
+    """
+
+    k: Node
+    v: Node
+    read: Node
+
+
+@dataclass(frozen=True)
 class AttentionState:
     """What a pass receives and returns: the operands of the attention to come, and the way back to the query order.
 
@@ -113,6 +127,9 @@ class AttentionState:
         restores: applied to the attention's output, last first, until it has the shape of the original output.
         axes: what was done so far, axis → setting, for the report.
         pairs: query-key pairs that the attention computes, over all batch items, for one head.
+        always: so many of the keys, the first ones, are for every query, whatever an axis chooses among the others.
+        own: what single queries read beside the keys `k`, None where nothing.
+        key_log_weight: [keys] fp32 node that is added to the logits, None where all keys weigh the same.
         blocks: what the queries `q` read of the keys, None where they read all.
         dense_q: [B', H, M, D] node of queries that read all keys in any case. Their rows come first in the output that
             `restores` see.
@@ -125,10 +142,14 @@ class AttentionState:
     pairs: Size
     restores: tuple[Restore, ...] = ()
     axes: dict[str, Any] = field(default_factory=dict)
+    always: Size = 0
+    own: OwnKeys | None = None
+    key_log_weight: Node | None = None
     blocks: BlockLists | None = None
     dense_q: Node | None = None
     at_least: bool = False
 
-    def then(self, axis: str, setting: Any, restore: Restore, **changes: Any) -> AttentionState:
-        """This state after one more axis has acted."""
-        return replace(self, restores=(*self.restores, restore), axes={**self.axes, axis: setting}, **changes)
+    def then(self, axis: str, setting: Any, restore: Restore | None = None, **changes: Any) -> AttentionState:
+        """This state after one more axis has acted; without `restore` its queries are those of this one."""
+        restores = self.restores if restore is None else (*self.restores, restore)
+        return replace(self, restores=restores, axes={**self.axes, axis: setting}, **changes)

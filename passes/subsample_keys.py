@@ -1,0 +1,183 @@
+"""Keys and values are thinned on the grid of patches; all queries stay, and all keys of special tokens.
+
+AVGGT (arXiv 2512.02541, "SGA") finds that one patch of a small window is enough to match against in late global layers.
+What is dropped leaves two traces there, under the one softmax: each query reads the key of its own token in any case,
+and one more key and value are the means of all dropped ones. Spark3R (arXiv 2605.06270) drops the patches of whole
+frames, RegimeVGGT (arXiv 2606.18439) lets the kept place move from frame to frame.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from vggt_compile.graph.dialect import value
+from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.symbols import floordiv, minus, times
+from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
+from vggt_compile.registry import Stride, method
+from vggt_compile.site import AttentionState, OwnKeys, Site, Size, Skip
+
+
+@method("keys", "grid")
+def subsample_keys(
+    site: Site,
+    state: AttentionState,
+    edit: Editor,
+    *,
+    stride: tuple[Stride, Stride] = (2, 2),
+    phase: Literal["fixed", "shifted"] = "fixed",
+    frames: Stride = 1,
+    keep_first_frame: bool = False,
+    own_key: bool = False,
+    mean_key: Literal["none", "one", "count"] = "none",
+) -> AttentionState | Skip:
+    """Queries read special tokens, and one patch of each window of `stride` patches, in every n-th of `frames`."""
+    refusal = _refusal(site, state, keep_first_frame)
+    if refusal is not None:
+        return Skip(refusal)
+    grid = _Grid(site, edit, stride, frames, keep_first_frame, phase == "shifted")
+    k, v = (edit.cast(x, site.dtype) for x in (state.k, state.v))  # before they are copied
+    own, weight, means = None, None, None
+    if grid.dropped != 0 and (own_key or mean_key != "none"):
+        dropped = edit.call(torch.ops.vggt_compile.dropped_tokens.default, k, *grid.arguments())
+        own = OwnKeys(k, v, dropped) if own_key else None
+        if mean_key != "none":
+            means, weight = _means(edit, grid, k, v, dropped, many=mean_key == "count")
+    thin_k, thin_v = (grid.thinned(x, mean) for x, mean in zip((k, v), means or (None, None), strict=True))
+    always = grid.first + (0 if means is None else 1)
+    pairs = times(site.tokens, always + grid.windows) + (grid.dropped if own_key else 0)
+    shown: dict[str, Any] = {"method": "grid", "stride": list(stride)}
+    shown |= {"phase": phase} if phase != "fixed" else {}
+    shown |= {"frames": frames} if frames != 1 else {}
+    shown |= {"keep_first_frame": True} if keep_first_frame else {}
+    shown |= {"own_key": True} if own_key else {}
+    shown |= {"mean_key": mean_key} if mean_key != "none" else {}
+    return state.then(
+        "keys",
+        shown,
+        k=thin_k,
+        v=thin_v,
+        pairs=times(site.batch, pairs),
+        always=always,
+        own=own,
+        key_log_weight=weight,
+    )
+
+
+def _refusal(site: Site, state: AttentionState, keep_first_frame: bool) -> str | None:
+    if state.axes:
+        return f"keys are not thinned after another axis yet, and {', '.join(state.axes)} acted before"
+    if site.layout is None:
+        return "the number of frames is unknown"
+    if site.layout.grid is None:
+        return "the grid of patches in a frame is unknown"
+    if keep_first_frame and site.layout.frames == 1:
+        return "there is one frame only, and keep_first_frame keeps all of it"
+    return None
+
+
+class _Grid:
+    """How many keys are kept and dropped, and how the kept ones are taken out of the model's order of tokens.
+
+    Attributes:
+        first: special keys of all frames, and the patches of the first frame if it is whole.
+        windows: the other keys, one for each window of patches.
+        dropped: patches without a key.
+    """
+
+    def __init__(
+        self, site: Site, edit: Editor, stride: tuple[int, int], every: int, first_frame: bool, shifted: bool
+    ) -> None:
+        layout = site.layout
+        assert layout is not None
+        assert layout.special is not None
+        assert layout.grid is not None
+        self.site, self.edit = site, edit
+        self.layout, self.special, self.grid = layout, layout.special, layout.grid
+        self.stride, self.every, self.first_frame, self.shifted = stride, every, first_frame, shifted
+        self.first = times(layout.frames, layout.special) + (times(*layout.grid) if first_frame else 0)
+        thinned_frames = _ceildiv(layout.frames, every) - int(first_frame)
+        self.windows = times(thinned_frames, *map(_ceildiv, layout.grid, stride))
+        self.dropped = minus(site.tokens, self.first + self.windows)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What the operators of `ops/key_grid.py` want to know beside the tokens."""
+        rows, columns = map(self.edit.size, self.grid)
+        special = self.edit.size(self.special)
+        return special, rows, columns, list(self.stride), self.every, self.first_frame, self.shifted
+
+    def surely_drops(self) -> bool:
+        """Whether some patch is dropped whatever values the sizes take."""
+        several = [self._several(size) for size in (self.layout.frames, *self.grid)]
+        thins = any(many and step > 1 for many, step in zip(several, (self.every, *self.stride), strict=True))
+        return thins and (several[0] or not self.first_frame)
+
+    def _several(self, size: Size) -> bool:
+        return statically_known_true(self.edit.symbols.symint(size) > 1)
+
+    def thinned(self, x: Node, mean: Node | None) -> Node:
+        """[B, H, F·P, D] → [B, H, kept, D]: special tokens, the first frame's patches if whole, the mean, windows."""
+        site, edit, layout = self.site, self.edit, self.layout
+        frames = edit.reshape(x, site.batch, site.heads, layout.frames, layout.per_frame, site.head_dim)
+        parts = []
+        if self.special != 0:
+            special = edit.call(torch.narrow, frames, 3, 0, edit.size(self.special))
+            count = times(layout.frames, self.special)
+            parts.append(edit.reshape(special, site.batch, site.heads, count, site.head_dim))
+        if self.first_frame:
+            parts.append(edit.call(torch.narrow, x, 2, edit.size(self.special), edit.size(times(*self.grid))))
+        if mean is not None:
+            parts.append(mean)
+        # Views would guard on whether the first frame is the only one of every so many.
+        gathers = self.shifted or (self.first_frame and self.every > 1)
+        parts.append(self._gathered(x) if gathers else self._strided(frames))
+        return edit.call(torch.cat, parts, 2)
+
+    def _gathered(self, x: Node) -> Node:
+        index = self.edit.call(torch.ops.vggt_compile.window_patches.default, x, *self.arguments())
+        return self.edit.call(torch.index_select, x, 2, index)
+
+    def _strided(self, frames: Node) -> Node:
+        """The same as strided views: their one copy is part of the concatenation in the end."""
+        site, edit, (rows, columns) = self.site, self.edit, self.grid
+        patches = edit.call(torch.narrow, frames, 3, edit.size(self.special), edit.size(times(rows, columns)))
+        grid = edit.reshape(patches, site.batch, site.heads, self.layout.frames, rows, columns, site.head_dim)
+        every = slice(int(self.first_frame), None, self.every)
+        down, right = (slice(None, None, step) for step in self.stride)
+        kept = edit.call(operator.getitem, grid, (slice(None), slice(None), every, down, right))
+        return edit.reshape(kept, site.batch, site.heads, self.windows, site.head_dim)
+
+
+def _means(
+    edit: Editor, grid: _Grid, k: Node, v: Node, dropped: Node, *, many: bool
+) -> tuple[tuple[Node, Node], Node | None]:
+    """Means [B, H, 1, D] of the dropped keys and values, and log-weights [keys], None where all are 0.
+
+    The dropped ones are counted on the device, since sizes that are symbols may leave none: a mean of nothing is
+    zeros of weight log 0.
+    """
+    count = edit.call(torch.sum, dropped, dtype=torch.float32)
+    some = edit.call(torch.clamp, count, min=1)
+    rows = edit.call(torch.unsqueeze, dropped, 1)
+
+    def mean(x: Node) -> Node:
+        dtype = value(x).dtype
+        masked = edit.call(torch.where, rows, x, 0.0)
+        total = edit.call(torch.sum, masked, 2, keepdim=True, dtype=torch.promote_types(dtype, torch.float32))
+        return edit.cast(edit.call(torch.div, total, some), dtype)
+
+    if not many and grid.surely_drops():
+        return (mean(k), mean(v)), None
+    weight = count if many else edit.call(torch.clamp, count, max=1)
+    log = edit.call(torch.unsqueeze, edit.call(torch.log, weight), 0)
+    return (mean(k), mean(v)), edit.call(F.pad, log, (edit.size(grid.first), edit.size(grid.windows)))
+
+
+def _ceildiv(size: Size, by: int) -> Size:
+    return floordiv(size + by - 1, by)

@@ -1,0 +1,476 @@
+"""Thinned keys in models: what they compute against a mask by hand, laws, what is refused, what the report says."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import alternating
+import pytest
+import torch
+import torch.nn.functional as F
+from alternating import Spec, build
+from harness import Capture, exported, nodes, run, swapped
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelutils import images as pictures
+from modelutils import randomized, worst
+from numerics import assert_as_accurate
+from torch import Tensor, nn
+from torch._functorch._aot_autograd.autograd_cache import check_node_safe
+
+from vggt_compile import collect_reports, explain, vggt_sparse
+from vggt_compile.errors import NotRewritten, PlanError
+from vggt_compile.models import pi3, vggt
+from vggt_compile.ops.key_grid import dropped_tokens, window_patches
+from vggt_compile.plan import Plan
+from vggt_compile.recipes import recipes
+from vggt_compile.sources import _files
+
+SPEC = Spec(head_dim=16)
+
+
+def plan(layers: str = "*", **parameters: Any) -> dict:
+    return {"layers": {layers: {"keys": {"method": "grid", **parameters}}}}
+
+
+def scene(batch: int = 1, frames: int = 4, grid: tuple[int, int] = (5, 7), seed: int = 0) -> Tensor:
+    return alternating.images(SPEC, batch, frames, grid, seed)
+
+
+def keeps(frame: int, row: int, column: int, grid: tuple[int, int], setting: dict) -> bool:
+    """Whether a patch keeps its key, in the words of the documentation."""
+    if setting.get("keep_first_frame") and frame == 0:
+        return True
+    if frame % setting.get("frames", 1):
+        return False
+    down, right = setting.get("stride", (2, 2))
+    turn = frame // setting.get("frames", 1) if setting.get("phase") == "shifted" else 0
+    window_row, window_column = row - row % down, column - column % right
+    place_row = min(window_row + turn // right % down, grid[0] - 1)
+    place_column = min(window_column + turn % right, grid[1] - 1)
+    return (row, column) == (place_row, place_column)
+
+
+def kept(frames: int, grid: tuple[int, int], special: int, setting: dict) -> Tensor:
+    """[F·P] bool, token by token."""
+    places = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    return torch.tensor(
+        [
+            token
+            for frame in range(frames)
+            for token in ([True] * special + [keeps(frame, *place, grid, setting) for place in places])
+        ]
+    )
+
+
+def thinned(frames: int, grid: tuple[int, int], setting: dict, special: int = 5) -> Callable:
+    """All pairs in the model's own order of tokens, most of them masked, and one more column for the mean key."""
+    read = kept(frames, grid, special, setting)
+
+    def core(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        allowed = read | (torch.eye(len(read), dtype=torch.bool) & setting.get("own_key", False))
+        logits = (q @ k.mT * scale).masked_fill(~allowed, -math.inf)
+        dropped = int((~read).sum())
+        if setting.get("mean_key", "none") != "none" and dropped:
+            weight = dropped if setting["mean_key"] == "count" else 1
+            mean_k, mean_v = (x[:, :, ~read].mean(2, keepdim=True) for x in (k, v))
+            logits = torch.cat((logits, q @ mean_k.mT * scale + math.log(weight)), -1)
+            v = torch.cat((v, mean_v), 2)
+        return logits.softmax(-1) @ v
+
+    return core
+
+
+def by_hand(model: nn.Module, x: Tensor, core: Callable) -> Tensor:
+    with torch.no_grad(), swapped(model, core):
+        return model(x)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"stride": [1, 2]},
+    {"stride": [3, 3], "own_key": True},
+    {"stride": [2, 3], "mean_key": "one"},
+    {"mean_key": "count"},
+    {"own_key": True, "mean_key": "one", "keep_first_frame": True},
+    {"own_key": True, "mean_key": "count", "frames": 2},
+    {"phase": "shifted"},
+    {"phase": "shifted", "stride": [2, 3], "own_key": True, "mean_key": "count", "keep_first_frame": True},
+    {"phase": "shifted", "frames": 2, "own_key": True, "mean_key": "one"},
+    {"stride": [1, 1], "frames": 3, "keep_first_frame": True},
+    {"stride": [9, 9], "frames": 9, "own_key": True, "mean_key": "one", "keep_first_frame": True},
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("batch", "special"), [(2, 5), (1, 1), (1, 0)])
+def test_thinned_keys_are_a_mask(setting: dict, batch: int, special: int) -> None:
+    model, x = build(Spec(head_dim=16, special=special)).double(), scene(batch).double()
+    out = run(model, x, capture=(capture := Capture(plan=plan(**setting), strict=True)))
+    plain = not setting.get("own_key") and setting.get("mean_key") != "count"
+    assert [row.implementation for row in capture.report.rewritten] == ["sdpa" if plain else "weighted"] * 2
+    hand = thinned(4, (5, 7), setting, special)
+    torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-6, atol=1e-7)  # the log-weight is fp32
+    with torch.no_grad():
+        assert (out - model(x)).abs().max() > 1e-3
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[int, tuple[int, int], int, dict]:
+    """Frames, grid, special tokens, and where on them the keys are."""
+    size = st.integers(1, 6)
+    setting = {
+        "stride": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        "frames": draw(st.integers(1, 4)),
+        "phase": draw(st.sampled_from(["fixed", "shifted"])),
+        "keep_first_frame": draw(st.booleans()),
+    }
+    return draw(size), (draw(size), draw(size)), draw(st.integers(0, 3)), setting
+
+
+def places(frames: int, grid: tuple[int, int], special: int, setting: dict) -> tuple:
+    """Arguments of the operators."""
+    x = torch.empty(1, 1, frames * (special + grid[0] * grid[1]), 1)
+    where = (setting["stride"], setting["frames"], setting["keep_first_frame"], setting["phase"] == "shifted")
+    return x, special, *grid, *where
+
+
+@given(grids())
+@settings(max_examples=200, deadline=None)
+def test_each_token_is_kept_or_dropped(case: tuple[int, tuple[int, int], int, dict]) -> None:
+    frames, grid, special, setting = case
+    dropped = dropped_tokens(*places(*case))
+    assert torch.equal(~dropped, kept(*case))
+    found = window_patches(*places(*case)).tolist()
+    assert len(set(found)) == len(found)
+    per_frame = special + grid[0] * grid[1]
+    first = per_frame if setting["keep_first_frame"] else 0
+    patches = [i for i in range(first, frames * per_frame) if i % per_frame >= special]
+    assert sorted(found) == [i for i in patches if not dropped[i]]
+
+
+@given(grids())
+@settings(max_examples=50, deadline=None)
+def test_every_special_token_and_one_patch_of_each_window_are_kept(case: tuple) -> None:
+    frames, grid, special, setting = case
+    read = kept(*case).view(frames, -1)
+    assert torch.equal(read, ~dropped_tokens(*places(*case)).view(frames, -1))
+    assert read[:, :special].all()
+    down, right = setting["stride"]
+    windows = math.ceil(grid[0] / down) * math.ceil(grid[1] / right)
+    for frame in range(bool(setting["keep_first_frame"]), frames):
+        patches = read[frame, special:].sum()
+        assert patches == (0 if frame % setting["frames"] else windows)
+
+
+def test_shifted_places_visit_a_whole_window() -> None:
+    setting = {"stride": (2, 3), "frames": 2, "phase": "shifted", "keep_first_frame": False}
+    read = kept(12, (4, 6), 1, setting).view(12, -1)[::2, 1:]
+    assert torch.equal(read.sum(0), torch.ones(24, dtype=torch.int64))
+
+
+@given(case=grids(), own=st.booleans(), mean=st.sampled_from(["none", "one", "count"]), batch=st.integers(1, 2))
+@settings(max_examples=25, deadline=None)
+def test_any_setting_is_a_mask(case: tuple, own: bool, mean: str, batch: int) -> None:
+    frames, grid, special, setting = case
+    setting = {**setting, "own_key": own, "mean_key": mean}
+    frames = max(2, frames)
+    model, x = build(Spec(pairs=1, special=special)).double(), scene(batch, frames, (grid[0], grid[1] + 1)).double()
+    torch._dynamo.reset()
+    out = run(model, x, capture=Capture(plan=plan(**setting), strict=True))
+    hand = thinned(frames, (grid[0], grid[1] + 1), setting, special)
+    torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("frames", "grid"), [(1, (5, 7)), (2, (1, 1)), (3, (3, 11))])
+@pytest.mark.parametrize("phase", ["fixed", "shifted"])
+def test_windows_of_one_patch_are_the_dense_attention(phase: str, frames: int, grid: tuple[int, int]) -> None:
+    model, x = build(SPEC), scene(2, frames, grid)
+    setting = plan(stride=[1, 1], phase=phase, own_key=True, mean_key="count")
+    out = run(model, x, capture=(capture := Capture(plan=setting, strict=True)))
+    assert capture.report.attention_left() == 1.0
+    assert {row.implementation for row in capture.report.rewritten} == {"sdpa"}
+    with torch.no_grad():
+        assert_as_accurate(out, model(x), model.double()(x.double()))
+
+
+def test_the_mean_of_equal_tokens_counted_as_often_loses_nothing() -> None:
+    """Patches of one colour are equal tokens, in one frame as in the other."""
+    model, x = build(SPEC).double(), torch.ones(2, 4, 3, 10, 14, dtype=torch.float64)
+    out = run(model, x, capture=Capture(plan=plan(mean_key="count", stride=[3, 3]), strict=True))
+    with torch.no_grad():
+        torch.testing.assert_close(out, model(x), rtol=1e-6, atol=1e-7)
+    torch._dynamo.reset()
+    once = run(model, x, capture=Capture(plan=plan(mean_key="one", stride=[3, 3])))
+    with torch.no_grad():
+        assert (once - model(x)).abs().max() > 1e-3
+
+
+def test_a_query_whose_key_is_kept_reads_it_once() -> None:
+    """Where the own key is among the kept ones, asking for it changes nothing."""
+    model, x = build(Spec(head_dim=16, pairs=1)).double(), scene().double()
+    plain = run(model, x, capture=Capture(plan=plan()))
+    torch._dynamo.reset()
+    own = run(model, x, capture=Capture(plan=plan(own_key=True)))
+    same = (plain - own).abs().amax(-1).flatten() < 1e-12
+    assert torch.equal(same, kept(4, (5, 7), 5, {}))
+
+
+def test_batch_items_do_not_mix() -> None:
+    setting = plan(own_key=True, mean_key="count", phase="shifted")
+    model, both = build(SPEC), torch.cat((scene(), scene(seed=1)))
+    together = run(model, both, capture=Capture(plan=setting))
+    for index in range(2):
+        torch._dynamo.reset()
+        alone = run(model, both[index : index + 1], capture=Capture(plan=setting))
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_is_carried() -> None:
+    model, x = build(Spec(head_dim=16, core=alternating.scaled)).double(), scene().double()
+    setting = {"own_key": True, "mean_key": "count"}
+    out = run(model, x, capture=Capture(plan=plan(**setting)))
+    hand = thinned(4, (5, 7), setting)
+    torch.testing.assert_close(out, by_hand(model, x, lambda q, k, v: hand(q, k, v, scale=0.3)), rtol=1e-6, atol=1e-7)
+
+
+def wide_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q and k come out of a norm in float32, v stays in what autocast made of it."""
+    return alternating.sdpa(q.float() * 1.0, k.float() * 1.0, v)
+
+
+@pytest.mark.parametrize("setting", [{}, {"own_key": True, "mean_key": "count", "phase": "shifted"}])
+@pytest.mark.parametrize("core", [alternating.sdpa, wide_queries])
+@pytest.mark.parametrize("context", [contextlib.nullcontext, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
+def test_dtypes_and_autocast(context: Callable, core: Callable, setting: dict) -> None:
+    model, x = build(Spec(head_dim=16, core=core)), scene(2)
+    hand = thinned(4, (5, 7), setting)
+    with context(), torch.no_grad():
+        out = run(model, x, capture=(capture := Capture(plan=plan(**setting), strict=True)))
+        eager = by_hand(model, x, hand)
+    want = by_hand(model.double(), x.double(), hand)
+    # Sums in another order round elsewhere, so single numbers may be off by more; as a whole they are not.
+    assert (out - want).norm() < 1.1 * (eager - want).norm() + 1e-6 * want.norm()
+    for node in capture.graphs[0].graph.nodes:
+        check_node_safe(node)  # raises for what AOTAutograd would not cache
+
+
+DYNAMIC: list[dict[str, Any]] = [
+    {},
+    {"stride": [2, 3], "own_key": True, "mean_key": "count", "keep_first_frame": True},
+    {"frames": 4, "keep_first_frame": True, "mean_key": "one"},
+    {"frames": 5, "phase": "shifted", "own_key": True, "mean_key": "one", "keep_first_frame": True},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", DYNAMIC)
+def test_one_graph_serves_all_frame_counts(setting: dict) -> None:
+    model, capture = build(SPEC).double(), Capture(plan=plan(**setting), strict=True)
+    for batch, frames, grid in ((2, 4, (5, 7)), (3, 9, (6, 5)), (2, 2, (8, 9)), (2, 5, (3, 4))):
+        x = scene(batch, frames, grid).double()
+        out = run(model, x, capture=capture, dynamic=True)
+        hand = thinned(frames, grid, setting)
+        torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-6, atol=1e-7)
+    assert len(capture.graphs) <= 2
+    assert capture.reports[0].dynamic
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
+    model, x, auto = build(SPEC), scene(2), torch.export.Dim.AUTO
+    setting = {"own_key": True, "mean_key": "count", "keep_first_frame": True}
+    gm, report = exported(model, x, plan(**setting), {0: auto, 1: auto, 3: auto, 4: auto} if dynamic else None)
+    assert len(report.rewritten) == 2
+    torch.testing.assert_close(gm(x), by_hand(model, x, thinned(4, (5, 7), setting)), rtol=1e-4, atol=1e-5)
+
+
+@contextlib.contextmanager
+def attention_over_frames(tokens: int, core: Callable) -> Iterator[None]:
+    """Within the block every attention over so many tokens is `core`."""
+
+    class Swap(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is F.scaled_dot_product_attention and args[0].shape[-2] == tokens and not (kwargs or {}):
+                return core(*args)
+            return func(*args, **(kwargs or {}))
+
+    with Swap():
+        yield
+
+
+@pytest.mark.parametrize("make", [vggt, pi3])
+def test_the_models_of_this_package(make: Callable) -> None:
+    model, x = randomized(make("tiny")), pictures(1, 3, 3, 56, 70)
+    setting = {"own_key": True, "mean_key": "one", "keep_first_frame": make is vggt}
+    out = run(model, x, capture=(capture := Capture(plan=plan(**setting), strict=True)))
+    assert all(row.implementation == "weighted" for row in capture.report.global_rows)
+    assert all(row.flops_after < row.flops_before for row in capture.report.global_rows)
+    with torch.no_grad(), attention_over_frames(3 * (4 * 5 + 5), thinned(3, (4, 5), setting)):
+        want = model(x)
+    assert worst(out, want) < 1e-3
+    with torch.no_grad():
+        assert worst(out, model(x)) > 1e-3
+
+
+@pytest.mark.parametrize("setting", [{"own_key": True, "mean_key": "one"}, {"stride": [3, 3], "mean_key": "count"}])
+def test_the_order_of_frames_does_not_matter(setting: dict) -> None:
+    model, x, order = randomized(pi3("tiny")), pictures(1, 4, 3, 56, 70), [2, 0, 3, 1]
+    out = run(model, x, capture=Capture(plan=plan(**setting), strict=True))
+    torch._dynamo.reset()
+    permuted = run(model, x[:, order], capture=Capture(plan=plan(**setting), strict=True))
+    assert worst(permuted, {name: value[:, order] for name, value in out.items()}) < 1e-3
+
+
+ERRORS = [
+    ({"stride": [0, 2]}, "'stride' of method 'grid' of axis 'keys' must be 1 or more, not 0; the nearest is 1"),
+    ({"stride": [2, -1]}, "must be 1 or more, not -1"),
+    ({"stride": [2]}, "'stride' of method 'grid' of axis 'keys' must be a list of 2 values, not [2]"),
+    ({"stride": 2}, "must be a list of 2 values, not 2"),
+    ({"stride": [1.5, 2]}, "must be int, not 1.5"),
+    ({"stride": [True, 2]}, "must be int, not True"),
+    ({"frames": 0}, "'frames' of method 'grid' of axis 'keys' must be 1 or more, not 0; the nearest is 1"),
+    ({"phase": "random"}, "unknown value for 'phase' of method 'grid' of axis 'keys': 'random'"),
+    ({"mean_key": True}, "unknown value for 'mean_key' of method 'grid' of axis 'keys': True"),
+    ({"own_key": 1}, "'own_key' of method 'grid' of axis 'keys' must be bool, not 1"),
+    ({"strides": [2, 2]}, "did you mean 'stride'"),
+]
+
+
+@pytest.mark.parametrize(("setting", "says"), ERRORS)
+def test_values_out_of_range_are_errors_of_the_plan(setting: dict, says: str) -> None:
+    with pytest.raises(PlanError) as error:
+        Plan.read(plan(**setting))
+    assert says in str(error.value)
+
+
+def test_keys_are_not_thinned_after_another_axis_nor_blocks_chosen_after_keys() -> None:
+    for others, reason in (
+        ({"scope": "frame"}, "keys are not thinned after another axis yet, and scope acted before"),
+        ({"blocks": "predict"}, "not chosen after another axis yet, and keys acted before"),
+    ):
+        both = {"layers": {"*": {"keys": "grid", **others}}}
+        torch._dynamo.reset()
+        run(build(SPEC), scene(), capture=(capture := Capture(plan=both)))
+        assert nodes(capture.graphs[0]) == capture.before[0]
+        assert all(reason in (row.reason or "") for row in capture.report.global_rows)
+        with pytest.raises((NotRewritten, Exception), match="layer 0"), torch.no_grad():
+            explain(build(SPEC), scene(), plan=both, strict=True)
+
+
+def test_one_frame_cannot_be_kept_whole_and_thinned() -> None:
+    run(build(SPEC), scene(frames=1), capture=(capture := Capture(plan=plan(keep_first_frame=True))))
+    assert all("there is one frame only" in (row.reason or "") for row in capture.report.global_rows)
+    assert capture.report.rewritten == []
+
+
+@pytest.mark.parametrize("names", ["hidden", "vggt"])
+def test_an_unknown_grid_is_refused(names: str) -> None:
+    """Without the patch embedding in the graph nobody tells, though a family may know the special tokens."""
+
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            source = build(Spec(head_dim=16))
+            inner, outer = ("frame_blocks", "global_blocks") if names == "vggt" else ("a", "b")
+            self.add_module(inner, source.frame_blocks)
+            self.add_module(outer, source.global_blocks)
+            self.inner, self.outer = inner, outer
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, frames, tokens, width = x.shape
+            for inner, outer in zip(getattr(self, self.inner), getattr(self, self.outer), strict=True):
+                x = inner(x.reshape(batch * frames, tokens, width))
+                x = outer(x.reshape(batch, frames * tokens, width)).reshape(batch, frames, tokens, width)
+            return x
+
+    run(Trunk(), torch.randn(2, 3, 9, 32), capture=(capture := Capture(plan=plan())))
+    reasons = [row.reason for row in capture.report.global_rows]
+    assert reasons == ["the grid of patches in a frame is unknown"] * 2
+
+
+PAIRS = [
+    ({}, 20 + 4 * 12, 0),  # ⌈5/2⌉·⌈7/2⌉ of 35 patches
+    ({"phase": "shifted", "stride": [3, 3]}, 20 + 4 * 6, 0),
+    ({"frames": 3}, 20 + 2 * 12, 0),
+    ({"keep_first_frame": True, "frames": 3}, 20 + 35 + 12, 0),
+    ({"mean_key": "one"}, 20 + 4 * 12 + 1, 0),
+    ({"own_key": True, "mean_key": "count"}, 20 + 4 * 12 + 1, 4 * 23),
+    ({"own_key": True, "keep_first_frame": True}, 20 + 35 + 3 * 12, 3 * 23),
+    ({"stride": [1, 1], "own_key": True, "mean_key": "one"}, 160, 0),
+]
+
+
+@pytest.mark.parametrize(("setting", "keys", "own"), PAIRS)
+def test_flops_count_kept_keys_the_mean_and_own_keys_of_dropped_tokens(setting: dict, keys: int, own: int) -> None:
+    run(build(SPEC), scene(2), capture=(capture := Capture(plan=plan(**setting), strict=True)))
+    row = capture.report.global_rows[0]
+    assert row.flops_after == 2 * 4 * 2 * 16 * (160 * keys + own)
+    assert row.flops_before == 2 * 4 * 2 * 16 * 160**2
+    assert not row.at_least
+
+
+def test_the_report_shows_what_was_chosen() -> None:
+    run(build(SPEC), scene(), capture=(capture := Capture(plan=plan(stride=[2, 3], own_key=True))))
+    assert capture.report.to_dict()["rows"][1]["axes"] == {
+        "keys": {"method": "grid", "stride": [2, 3], "own_key": True}
+    }
+    assert "keys: grid(stride=[2, 3], own_key=True)" in capture.report.table()
+
+
+AVGGT = {
+    "avggt": [2, 2],
+    "avggt-2": [1, 2],
+    "avggt-4": [2, 2],
+    "avggt-6": [2, 3],
+    "avggt-9": [3, 3],
+}
+
+
+@pytest.mark.parametrize("name", AVGGT)
+def test_recipes_turn_early_layers_to_frames_and_thin_the_keys_of_all_others(name: str) -> None:
+    recipe = recipes()[name].plan
+    for family, depth, early in (("vggt", 24, 9), ("pi3", 18, 10), ("generic", 24, 9)):
+        placed = recipe.at(depth)
+        for layer in range(depth):
+            policy = placed.policy(layer, family).to_json()
+            if layer < early:
+                assert policy == {"scope": "frame"}
+                continue
+            assert policy["keys"]["stride"] == AVGGT[name]
+            assert policy["keys"]["keep_first_frame"] == (family != "pi3")
+            assert policy["keys"]["own_key"]
+
+
+def test_recipes_rewrite_all_global_layers() -> None:
+    for model in (vggt("tiny", outputs=("depth",)), pi3("tiny")):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            report = explain(model.eval(), pictures(1, 2, 3, 56, 70), plan="avggt", strict=True)
+        assert len(report.rewritten) == len(report.global_rows) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting", [{"keep_first_frame": True}, {"own_key": True, "mean_key": "count", "phase": "shifted"}]
+)
+def test_compiled_is_what_the_rewritten_graph_computes(setting: dict) -> None:
+    model, x = build(Spec(head_dim=16, pairs=1)), scene(2)
+    eager = run(model, x, capture=Capture(plan=plan(**setting)))
+    torch._dynamo.reset()
+    with torch.no_grad(), collect_reports() as reports:
+        options = {"plan": plan(**setting), "strict": True}
+        compiled = torch.compile(model, backend=vggt_sparse, options=options)(x)
+    assert len(reports[0].rewritten) == 1
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_operators_take_part_in_the_cache_key() -> None:
+    import vggt_compile
+
+    names = {name for name, _ in _files(vggt_compile)}
+    assert {"vggt_compile:ops/key_grid.py", "vggt_compile.passes:subsample_keys.py"} <= names
