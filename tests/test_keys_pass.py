@@ -27,6 +27,8 @@ from vggt_compile.models import pi3, vggt
 from vggt_compile.ops.key_grid import dropped_tokens, window_patches
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import recipes
+from vggt_compile.rewrite import _GraphRewrite
+from vggt_compile.site import AttentionState, Site
 from vggt_compile.sources import _files
 
 SPEC = Spec(head_dim=16)
@@ -324,6 +326,37 @@ def test_the_order_of_frames_does_not_matter(setting: dict) -> None:
     torch._dynamo.reset()
     permuted = run(model, x[:, order], capture=Capture(plan=plan(**setting), strict=True))
     assert worst(permuted, {name: value[:, order] for name, value in out.items()}) < 1e-3
+
+
+def test_keys_for_every_query_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Special ones, the first frame, the mean; axes that act later may choose among the others only."""
+    states, values = [], {}
+    lower = _GraphRewrite._lower
+
+    def watch(self: _GraphRewrite, site: Site, state: AttentionState) -> None:
+        states.append((site.call.k, state))
+        lower(self, site, state)
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> Any:
+            values[node.name] = super().run_node(node)
+            return values[node.name]
+
+    monkeypatch.setattr(_GraphRewrite, "_lower", watch)
+    setting = {"keep_first_frame": True, "mean_key": "count", "own_key": True}
+    model, x = build(Spec(head_dim=16, pairs=1)), scene()
+    gm, _ = exported(model, x, plan(**setting))
+    Watch(gm).run(x)
+    ((old, state),) = states
+    before, after = values[old.name], values[state.k.name]
+    frames = before.unflatten(2, (4, 40))
+    special = frames[:, :, :, :5].flatten(2, 3)
+    mean = before[:, :, ~kept(4, (5, 7), 5, setting)].mean(2, keepdim=True)
+    assert state.always == 20 + 35 + 1
+    torch.testing.assert_close(after[:, :, : state.always], torch.cat((special, frames[:, :, 0, 5:], mean), 2))
+    weight = values[state.key_log_weight.name]
+    assert weight.nonzero().flatten().tolist() == [state.always - 1]
+    assert weight[state.always - 1].exp().round() == 3 * 23
 
 
 ERRORS = [
