@@ -8,7 +8,6 @@ so. Rates count the multiplications of listed blocks only, so that they compare 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -28,20 +27,13 @@ from vggt_compile.ops.operands import Operands
 from vggt_compile.ops.tiles import Tile
 
 Q_BLOCK, K_BLOCK, HEADS, HEAD_DIM = 128, 64, 16, 64
-TOKENS = (32 * 1041, 100 * 1041, 300 * 1041)  # frames of 392×518 pixels
 DENSITIES = (0.05, 0.1, 0.25, 0.5, 1.0)
+SETTINGS = {32 * 1041: DENSITIES, 100 * 1041: DENSITIES, 300 * 1041: DENSITIES[:3]}
+"""Densities by tokens, in frames of 392×518 pixels; the longest ones take seconds a call."""
 TILES = {
-    "128×128, 8 warps, 3 stages": Tile(128, 128, warps=8, stages=3),
-    "the same, in order": Tile(128, 128, warps=8, stages=3, longest_first=False),
-    "the same, 1 program stays": Tile(128, 128, warps=8, stages=3, programs=1),
-    "128×128, 8 warps, 2 stages": Tile(128, 128, warps=8, stages=2),
-    "128×128, 4 warps, 3 stages": Tile(128, 128, warps=4, stages=3),
-    "128×64, 4 warps, 3 stages": Tile(128, 64, warps=4, stages=3),
-    "128×64, 4 warps, 4 stages": Tile(128, 64, warps=4, stages=4),
-    "128×64, 8 warps, 3 stages": Tile(128, 64, warps=8, stages=3),
-    "64×128, 4 warps, 3 stages": Tile(64, 128, warps=4, stages=3),
-    "128×64, 4 warps, 3 stages, TMA": Tile(128, 64, warps=4, stages=3, descriptors=True),
-    "128×64, 8 warps, 4 stages, TMA": Tile(128, 64, warps=8, stages=4, descriptors=True),
+    "Triton, 128×128, 4 warps, 3 stages": Tile(128, 128, warps=4, stages=3),
+    "the same, in order": Tile(128, 128, warps=4, stages=3, longest_first=False),
+    "Triton, 128×64, 4 warps, 3 stages, TMA": Tile(128, 64, warps=4, stages=3, descriptors=True),
 }
 Way = Callable[[Operands], Callable[[], Tensor]]
 
@@ -55,15 +47,15 @@ class Setting:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vggt_compile.bench.attention", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for JSON and page")
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), metavar="N")
-    parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES), metavar="SHARE")
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(SETTINGS), metavar="N")
+    parser.add_argument("--densities", type=float, nargs="+", metavar="SHARE", help="(default: by length)")
     parser.add_argument("--budget", type=float, default=450, metavar="S", help="start nothing after so many seconds")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise BadInput("the benchmark of attention needs a CUDA device")
     args.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"machine": versions(), "checks": [], "rows": []}
-    settings = [Setting(*pair) for pair in itertools.product(args.tokens, args.densities)]
+    settings = [Setting(n, d) for n in args.tokens for d in args.densities or SETTINGS.get(n, DENSITIES)]
     with torch.inference_mode():
         for kind, row in measured(settings, time.monotonic() + args.budget):
             print(kind, json.dumps(row, ensure_ascii=False), flush=True)
@@ -154,11 +146,15 @@ def lists(setting: Setting, heads: int, generator: torch.Generator) -> tuple[Ten
 
 def ways(dense: bool) -> dict[str, Way]:
     """Every kernel by its name; those of others that know no blocks only where all blocks are read."""
-    found: dict[str, Way] = {name: _ours(tile) for name, tile in TILES.items()}
+    found: dict[str, Way] = {"Hopper": _hopper} | {name: _ours(tile) for name, tile in TILES.items()}
     if dense:
         found |= {"SDPA cuDNN": _sdpa("CUDNN_ATTENTION"), "SDPA FlashAttention-2": _sdpa("FLASH_ATTENTION")}
-        found |= {"FlashAttention-3": _flash3, "ours without lists": _without_lists}
-    return found | {"FlexAttention": _flex, "SpargeAttn (int8)": _sparge}
+        found |= {"FlashAttention-3": _flash3, "Hopper without lists": _without_lists}
+    return found | {
+        "FlexAttention": _flex({}),
+        "FlexAttention, TMA": _flex({"USE_TMA": True}),
+        "SpargeAttn (int8)": _sparge,
+    }
 
 
 def _ours(tile: Tile) -> Way:
@@ -170,8 +166,14 @@ def _ours(tile: Tile) -> Way:
     return way
 
 
+def _hopper(x: Operands) -> Callable[[], Tensor]:
+    from vggt_compile.ops.attention_hopper import launch
+
+    return lambda: launch(x)
+
+
 def _without_lists(x: Operands) -> Callable[[], Tensor]:
-    return _ours(Tile(128, 128, warps=8))(Operands(**(vars(x) | {"block_index": None, "block_count": None})))
+    return _hopper(Operands(**(vars(x) | {"block_index": None, "block_count": None})))
 
 
 def _sdpa(backend: str) -> Way:
@@ -199,25 +201,32 @@ def _flash3(x: Operands) -> Callable[[], Tensor]:
     return call
 
 
-def _flex(x: Operands) -> Callable[[], Tensor]:
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+def _flex(more: dict[str, Any]) -> Way:
+    # Its own choice of tiles is larger than the blocks; of those that fit, four and eight warps were equally fast.
+    options: Any = {"BLOCK_M": Q_BLOCK, "BLOCK_N": K_BLOCK, "num_warps": 8, "num_stages": 3} | more
 
-    index, count = x.block_index, x.block_count
-    assert index is not None
-    assert count is not None
-    columns = -(-x.k.shape[2] // K_BLOCK)
-    index = F.pad(index, (0, columns - index.shape[3]))
-    mask = BlockMask.from_kv_blocks(
-        torch.zeros_like(count),
-        index,
-        full_kv_num_blocks=count,
-        full_kv_indices=index,
-        BLOCK_SIZE=(Q_BLOCK, K_BLOCK),
-        seq_lengths=(x.q.shape[2], x.k.shape[2]),
-        compute_q_blocks=False,
-    )
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(x.q, x.k, x.v, block_mask=mask)
+    def way(x: Operands) -> Callable[[], Tensor]:
+        from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+        index, count = x.block_index, x.block_count
+        assert index is not None
+        assert count is not None
+        columns = -(-x.k.shape[2] // K_BLOCK)
+        index = F.pad(index, (0, columns - index.shape[3]))
+        mask = BlockMask.from_kv_blocks(
+            torch.zeros_like(count),
+            index,
+            full_kv_num_blocks=count,
+            full_kv_indices=index,
+            BLOCK_SIZE=(Q_BLOCK, K_BLOCK),
+            seq_lengths=(x.q.shape[2], x.k.shape[2]),
+            compute_q_blocks=False,
+        )
+        torch._dynamo.reset()
+        compiled = torch.compile(flex_attention, dynamic=False)
+        return lambda: compiled(x.q, x.k, x.v, block_mask=mask, kernel_options=options)
+
+    return way
 
 
 def _sparge(x: Operands) -> Callable[[], Tensor]:
