@@ -244,6 +244,12 @@ def test_many_plans_do_not_fill_dynamos_cache(tmp_path: Path) -> None:
     assert [row["rewritten"] for row in rows] == [0, 1, 1, 2]
 
 
+def test_a_plan_that_never_reached_the_model_is_an_error(tmp_path: Path) -> None:
+    """Dynamo may give up a function, with a warning at most, and run the model as it is."""
+    with torch.compiler.set_stance("force_eager"), pytest.raises(BadInput, match="'dense' never reached the model"):
+        done(tiny(), tmp_path / "rows")
+
+
 def test_a_rerun_skips_what_is_there_and_adds_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "work" / "rows.jsonl"
     first = done(tiny(), path)

@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from vggt_compile.__main__ import main
-from vggt_compile.bench import traces
-from vggt_compile.bench.model import Settings, cold_counts, page, read, warm_counts
+from vggt_compile.bench import attention, selection, traces
+from vggt_compile.bench.model import Settings, cold_counts, page, read, speed_table, warm_counts
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
-def test_the_committed_page_is_made_from_the_committed_record():
-    assert (BENCHMARKS / "model.md").read_text() == page(json.loads((BENCHMARKS / "model.json").read_text()))
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("model", page), ("sparse", page), ("attention", attention.page), ("selection", selection.page)],
+)
+def test_the_committed_page_is_made_from_the_committed_record(name, page):
+    assert (BENCHMARKS / f"{name}.md").read_text() == page(json.loads((BENCHMARKS / f"{name}.json").read_text()))
 
 
 def test_the_page_of_traces_is_made_from_its_record():
@@ -44,6 +48,16 @@ def test_a_run_out_of_memory_has_its_row_and_no_speed():
     assert cells[0][:5] == ["8", "eager", "2.000", "1.00×", "3.0"]
     assert cells[1][:5] == ["8", "dense", "1.000", "2.00×", "1.5"]
     assert cells[2][:3] == ["8", "g2f", "out of memory"]
+
+
+def test_without_eager_speed_is_over_dense():
+    rows = [
+        {"variant": name, "frames": 8, "warm_s": s, "peak_gib": 1.0, "graphs": 1}
+        for name, s in (("dense", 3), ("g2f", 2))
+    ]
+    table = speed_table(rows)
+    assert "speed-up over dense" in table
+    assert "1.50×" in table
 
 
 def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from vggt_compile.models.rope import Rotation, rotate
 
+# Asked here and not in a forward: Dynamo of torch 2.11 cannot trace the question and breaks the graph at it.
+AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")))
+"""Kinds of devices that have an autocast to switch off; the meta device has none."""
+
 
 class Attention(nn.Module):
     """Multi-head self-attention: one fused projection, exactly one `scaled_dot_product_attention`, one projection out.
@@ -112,6 +116,4 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Switches autocast off on `device`, whichever kind it is: heads run in their parameters' dtype."""
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if device.type in AUTOCAST else contextlib.nullcontext()

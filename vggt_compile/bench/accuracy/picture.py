@@ -46,7 +46,8 @@ def check_installed() -> None:
 def draw(record: Mapping[str, Any], folder: Path) -> None:
     """Write accuracy.png and layers.png, as far as the record has entries for them."""
     for form, name, panel in (("plans", "accuracy.png", trade), ("layers", "layers.png", bars)):
-        entries = [entry for entry in record["entries"] if entry["form"] == form]
+        # One plan alone has nothing beside it to compare with.
+        entries = [entry for entry in record["entries"] if entry["form"] == form and len(entry["plans"]) > 1]
         if entries:
             grid(entries, panel).savefig(folder / name, format="png")
 

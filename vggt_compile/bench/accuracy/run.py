@@ -70,9 +70,15 @@ class Ways:
         half = torch.autocast(device.type, torch.bfloat16, enabled=self.bench.dtype == "bf16")
         with torch.inference_mode(), half, collect_reports() as new:
             try:
-                return geometry(call(self.bench.model, images.to(device)), images)
+                found = geometry(call(self.bench.model, images.to(device)), images)
             finally:
                 reports += new
+        if not reports:
+            raise BadInput(
+                f"plan {plan!r} never reached the model: Dynamo ran it without compiling; its warnings say why, and "
+                "TORCH_LOGS=graph_breaks,recompiles says more"
+            )
+        return found
 
     def report(self, plan: str) -> Report:
         """What a plan did, once it was called; of the graph that holds the trunk where there are several."""
