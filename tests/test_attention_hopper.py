@@ -130,7 +130,7 @@ def compiled(x: Operands) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from vggt_compile.ops.attention_hopper import _arguments, attention_hopper
+    from vggt_compile.ops.attention_hopper_kernel import _arguments, attention_hopper
 
     given = _arguments(x) | {"out": x.q}
     signature = {name: _type(name, given[name]) for name in attention_hopper.arg_names}

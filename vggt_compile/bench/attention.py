@@ -167,7 +167,7 @@ def _ours(tile: Tile) -> Way:
 
 
 def _hopper(x: Operands) -> Callable[[], Tensor]:
-    from vggt_compile.ops.attention_hopper import launch
+    from vggt_compile.ops.attention_hopper_kernel import launch
 
     return lambda: launch(x)
 

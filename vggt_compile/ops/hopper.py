@@ -60,7 +60,7 @@ def attention_hopper(
     scale: float,
 ) -> Tensor:
     """`attention` of operands that `suits`."""
-    from vggt_compile.ops.attention_hopper import launch  # Gluon may be missing where there is no GPU
+    from vggt_compile.ops.attention_hopper_kernel import launch  # Gluon may be missing where there is no GPU
 
     blocks = (block_index, block_count, always, q_block, k_block)
     return launch(Operands(q, k, v, *blocks, None, own_k, own_v, own, scale))
