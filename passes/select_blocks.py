@@ -16,12 +16,12 @@ import torch
 from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
-from vggt_compile.graph.parts import Parts
-from vggt_compile.graph.symbols import floordiv, greatest, least, minus, times
+from vggt_compile.graph.parts import Parts, patch_keys_along_walk
+from vggt_compile.graph.symbols import floordiv, greatest, least, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
 from vggt_compile.ops.select_blocks import ratio
 from vggt_compile.registry import Range, Share, method
-from vggt_compile.site import AttentionState, BlockLists, Site, Size, Skip
+from vggt_compile.site import AttentionState, BlockLists, OwnKeys, Site, Size, Skip
 
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
 """Tokens of a block: what the kernels have tiles for."""
@@ -51,7 +51,8 @@ def select_blocks(
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     given = (keep, cdf, pool, coverage, most, q_block, k_block)
-    asked = (given, keep_first_frame, order, refresh, site.call.scale, site.batch, site.heads, site.layout)
+    sizes = (site.batch, site.heads, site.layout)
+    asked = (state.axes, given, keep_first_frame, order, refresh, site.call.scale, sizes)
     earlier = _Choice.before(site, edit, asked, refresh)
     setting: dict[str, Any] = {"keep": keep, "pool": pool}
     setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
@@ -139,9 +140,8 @@ class _Blocks:
     hilbert: bool = False
 
     def refusal(self, site: Site, state: AttentionState) -> str | None:
-        before = [axis for axis in state.axes if axis != "blocks"]
-        if before:
-            return f"blocks are not chosen after another axis yet, and {', '.join(before)} acted before"
+        if state.axes and state.patch_keys is None:
+            return f"blocks are not chosen after {', '.join(state.axes)} yet"
         if site.layout is None:
             return "the number of frames is unknown"
         if site.layout.special is None:
@@ -163,19 +163,22 @@ class _Blocks:
 
 
 def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, choose: Choose) -> AttentionState | Skip:
-    """The state in which patch queries read the blocks that `choose` finds for them; keys are special ones, patches."""
+    """The state in which patch queries read the blocks that `choose` finds for them; special queries read all keys."""
     refusal = blocks.refusal(site, state)
     if refusal is not None:
         return Skip(refusal)
     assert site.layout is not None
-    parts = Parts(site, site.layout, blocks.hilbert)
+    parts = Parts(site.layout, blocks.hilbert)
+    keys = _Keys.of(state, parts, blocks.keep_first_frame)
+    if not edit.symbols.surely_more(keys.frames, 0):
+        return Skip("no frame is sure to have patch keys that blocks could be chosen among")
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))  # before they are copied
-    special_q, patch_q = parts.split(edit, q)
-    always = parts.special if not blocks.keep_first_frame else parts.special + parts.per_frame
-    listed = minus(site.tokens, always)
-    k, v = (parts.special_first(edit, x) for x in (k, v))
-    index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(always), edit.size(listed)))
-    pairs = times(parts.special, site.tokens) + times(parts.patches, always + blocks.kept(listed))
+    special_q, patch_q = parts.special_tokens(edit, q), parts.patch_tokens(edit, q)
+    k, v = (_ordered_keys(edit, x, state, parts) for x in (k, v))
+    listed = times(keys.frames, keys.per_frame)
+    index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(keys.always), edit.size(listed)))
+    pairs = times(parts.special, keys.always + listed) + times(parts.patches, keys.always + blocks.kept(listed))
+    pairs += 0 if state.own is None else state.own.reads
     shown = {"method": blocks.method, **blocks.setting}
     shown |= {"keep_first_frame": True} if blocks.keep_first_frame else {}
     return state.then(
@@ -186,7 +189,41 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
         k=k,
         v=v,
         pairs=times(site.batch, pairs),
-        blocks=BlockLists(index, count, always, blocks.q_block, blocks.k_block),
+        own=None if state.own is None else _patches_own(edit, state.own, parts, site.dtype),
+        blocks=BlockLists(index, count, keys.always, blocks.q_block, blocks.k_block),
         dense_q=special_q,
         at_least=blocks.at_least,
     )
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """How many there are: `always` that every query reads, then `frames` of `per_frame` patches to choose among."""
+
+    always: Size
+    frames: Size
+    per_frame: Size
+
+    @classmethod
+    def of(cls, state: AttentionState, parts: Parts, first_frame: bool) -> _Keys:
+        thin = state.patch_keys
+        if thin is None:
+            keys = cls(parts.special, parts.layout.frames, parts.per_frame)
+        else:
+            keys = cls(state.always, thin.frames, times(*thin.grid))
+            first_frame = first_frame and thin.from_first
+        return cls(keys.always + keys.per_frame, keys.frames - 1, keys.per_frame) if first_frame else keys
+
+
+def _ordered_keys(edit: Editor, x: Node, state: AttentionState, parts: Parts) -> Node:
+    """Keys or values with those first that every query reads, and the patches in the order of which blocks are cut."""
+    if state.patch_keys is None:
+        return parts.special_first(edit, x)
+    return patch_keys_along_walk(edit, x, state.always, state.patch_keys) if parts.hilbert else x
+
+
+def _patches_own(edit: Editor, own: OwnKeys, parts: Parts, dtype: torch.dtype) -> OwnKeys:
+    """Own keys of the patch queries alone, in their order: special tokens have none."""
+    k, v = (parts.patch_tokens(edit, edit.cast(x, dtype)) for x in (own.k, own.v))
+    read = parts.patch_tokens(edit, edit.call(torch.unsqueeze, own.read, 1))
+    return OwnKeys(k, v, edit.call(torch.squeeze, read, 1), own.reads)
