@@ -161,6 +161,12 @@ class _Blocks:
         floor = floordiv(times(blocks, share.numerator), share.denominator)
         return least(times(greatest(floor, 1), self.k_block), keys)
 
+    def pairs(self, parts: Parts, keys: _Keys, own: OwnKeys | None) -> Size:
+        """Pairs of queries and keys that are computed at least, for one batch item and head."""
+        special = times(parts.special, keys.always + keys.listed)
+        patches = times(parts.patches, keys.always + self.kept(keys.listed))
+        return special + patches + (0 if own is None else own.reads)
+
 
 def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, choose: Choose) -> AttentionState | Skip:
     """The state in which patch queries read the blocks that `choose` finds for them; special queries read all keys."""
@@ -175,10 +181,8 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))  # before they are copied
     special_q, patch_q = parts.special_tokens(edit, q), parts.patch_tokens(edit, q)
     k, v = (_ordered_keys(edit, x, state, parts) for x in (k, v))
-    listed = times(keys.frames, keys.per_frame)
-    index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(keys.always), edit.size(listed)))
-    pairs = times(parts.special, keys.always + listed) + times(parts.patches, keys.always + blocks.kept(listed))
-    pairs += 0 if state.own is None else state.own.reads
+    always, listed = keys.always, keys.listed
+    index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(always), edit.size(listed)))
     shown = {"method": blocks.method, **blocks.setting}
     shown |= {"keep_first_frame": True} if blocks.keep_first_frame else {}
     return state.then(
@@ -188,9 +192,9 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
         q=patch_q,
         k=k,
         v=v,
-        pairs=times(site.batch, pairs),
-        own=None if state.own is None else _patches_own(edit, state.own, parts, site.dtype),
-        blocks=BlockLists(index, count, keys.always, blocks.q_block, blocks.k_block),
+        pairs=times(site.batch, blocks.pairs(parts, keys, state.own)),
+        own=None if state.own is None else _patches_own(edit, state.own, parts),
+        blocks=BlockLists(index, count, always, blocks.q_block, blocks.k_block),
         dense_q=special_q,
         at_least=blocks.at_least,
     )
@@ -203,6 +207,10 @@ class _Keys:
     always: Size
     frames: Size
     per_frame: Size
+
+    @property
+    def listed(self) -> Size:
+        return times(self.frames, self.per_frame)
 
     @classmethod
     def of(cls, state: AttentionState, parts: Parts, first_frame: bool) -> _Keys:
@@ -222,8 +230,8 @@ def _ordered_keys(edit: Editor, x: Node, state: AttentionState, parts: Parts) ->
     return patch_keys_along_walk(edit, x, state.always, state.patch_keys) if parts.hilbert else x
 
 
-def _patches_own(edit: Editor, own: OwnKeys, parts: Parts, dtype: torch.dtype) -> OwnKeys:
+def _patches_own(edit: Editor, own: OwnKeys, parts: Parts) -> OwnKeys:
     """Own keys of the patch queries alone, in their order: special tokens have none."""
-    k, v = (parts.patch_tokens(edit, edit.cast(x, dtype)) for x in (own.k, own.v))
+    k, v = (parts.patch_tokens(edit, x) for x in (own.k, own.v))
     read = parts.patch_tokens(edit, edit.call(torch.unsqueeze, own.read, 1))
     return OwnKeys(k, v, edit.call(torch.squeeze, read, 1), own.reads)
