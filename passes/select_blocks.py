@@ -16,12 +16,12 @@ import torch
 from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
-from vggt_compile.graph.parts import Parts
-from vggt_compile.graph.symbols import floordiv, greatest, least, minus, times
+from vggt_compile.graph.parts import Parts, patch_keys_along_walk
+from vggt_compile.graph.symbols import floordiv, greatest, least, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
 from vggt_compile.ops.select_blocks import ratio
 from vggt_compile.registry import Range, Share, method
-from vggt_compile.site import AttentionState, BlockLists, Site, Size, Skip
+from vggt_compile.site import AttentionState, BlockLists, OwnKeys, Site, Size, Skip
 
 BlockSize: TypeAlias = Literal[16, 32, 64, 128, 256]
 """Tokens of a block: what the kernels have tiles for."""
@@ -51,7 +51,8 @@ def select_blocks(
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     given = (keep, cdf, pool, coverage, most, q_block, k_block)
-    asked = (given, keep_first_frame, order, refresh, site.call.scale, site.batch, site.heads, site.layout)
+    sizes = (site.batch, site.heads, site.layout)
+    asked = (state.axes, given, keep_first_frame, order, refresh, site.call.scale, sizes)
     earlier = _Choice.before(site, edit, asked, refresh)
     setting: dict[str, Any] = {"keep": keep, "pool": pool}
     setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
@@ -139,9 +140,8 @@ class _Blocks:
     hilbert: bool = False
 
     def refusal(self, site: Site, state: AttentionState) -> str | None:
-        before = [axis for axis in state.axes if axis != "blocks"]
-        if before:
-            return f"blocks are not chosen after another axis yet, and {', '.join(before)} acted before"
+        if state.axes and state.patch_keys is None:
+            return f"blocks are not chosen after {', '.join(state.axes)} yet"
         if site.layout is None:
             return "the number of frames is unknown"
         if site.layout.special is None:
@@ -161,21 +161,28 @@ class _Blocks:
         floor = floordiv(times(blocks, share.numerator), share.denominator)
         return least(times(greatest(floor, 1), self.k_block), keys)
 
+    def pairs(self, parts: Parts, keys: _Keys, own: OwnKeys | None) -> Size:
+        """Pairs of queries and keys that are computed at least, for one batch item and head."""
+        special = times(parts.special, keys.always + keys.listed)
+        patches = times(parts.patches, keys.always + self.kept(keys.listed))
+        return special + patches + (0 if own is None else own.reads)
+
 
 def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, choose: Choose) -> AttentionState | Skip:
-    """The state in which patch queries read the blocks that `choose` finds for them; keys are special ones, patches."""
+    """The state in which patch queries read the blocks that `choose` finds for them; special queries read all keys."""
     refusal = blocks.refusal(site, state)
     if refusal is not None:
         return Skip(refusal)
     assert site.layout is not None
-    parts = Parts(site, site.layout, blocks.hilbert)
+    parts = Parts(site.layout, blocks.hilbert)
+    keys = _Keys.of(state, parts, blocks.keep_first_frame)
+    if not edit.symbols.surely_more(keys.frames, 0):
+        return Skip("no frame is sure to have patch keys that blocks could be chosen among")
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))  # before they are copied
-    special_q, patch_q = parts.split(edit, q)
-    always = parts.special if not blocks.keep_first_frame else parts.special + parts.per_frame
-    listed = minus(site.tokens, always)
-    k, v = (parts.special_first(edit, x) for x in (k, v))
+    special_q, patch_q = parts.special_tokens(edit, q), parts.patch_tokens(edit, q)
+    k, v = (_ordered_keys(edit, x, state, parts) for x in (k, v))
+    always, listed = keys.always, keys.listed
     index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(always), edit.size(listed)))
-    pairs = times(parts.special, site.tokens) + times(parts.patches, always + blocks.kept(listed))
     shown = {"method": blocks.method, **blocks.setting}
     shown |= {"keep_first_frame": True} if blocks.keep_first_frame else {}
     return state.then(
@@ -185,8 +192,46 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
         q=patch_q,
         k=k,
         v=v,
-        pairs=times(site.batch, pairs),
+        pairs=times(site.batch, blocks.pairs(parts, keys, state.own)),
+        own=None if state.own is None else _patches_own(edit, state.own, parts),
         blocks=BlockLists(index, count, always, blocks.q_block, blocks.k_block),
         dense_q=special_q,
         at_least=blocks.at_least,
     )
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """How many there are: `always` that every query reads, then `frames` of `per_frame` patches to choose among."""
+
+    always: Size
+    frames: Size
+    per_frame: Size
+
+    @property
+    def listed(self) -> Size:
+        return times(self.frames, self.per_frame)
+
+    @classmethod
+    def of(cls, state: AttentionState, parts: Parts, first_frame: bool) -> _Keys:
+        thin = state.patch_keys
+        if thin is None:
+            keys = cls(parts.special, parts.layout.frames, parts.per_frame)
+        else:
+            keys = cls(state.always, thin.frames, times(*thin.grid))
+            first_frame = first_frame and thin.from_first
+        return cls(keys.always + keys.per_frame, keys.frames - 1, keys.per_frame) if first_frame else keys
+
+
+def _ordered_keys(edit: Editor, x: Node, state: AttentionState, parts: Parts) -> Node:
+    """Keys or values with those first that every query reads, and the patches in the order of which blocks are cut."""
+    if state.patch_keys is None:
+        return parts.special_first(edit, x)
+    return patch_keys_along_walk(edit, x, state.always, state.patch_keys) if parts.hilbert else x
+
+
+def _patches_own(edit: Editor, own: OwnKeys, parts: Parts) -> OwnKeys:
+    """Own keys of the patch queries alone, in their order: special tokens have none."""
+    k, v = (parts.patch_tokens(edit, x) for x in (own.k, own.v))
+    read = parts.patch_tokens(edit, edit.call(torch.unsqueeze, own.read, 1))
+    return OwnKeys(k, v, edit.call(torch.squeeze, read, 1), own.reads)

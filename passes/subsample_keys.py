@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.parts import Parts, reshaped
 from vggt_compile.graph.symbols import floordiv, minus, times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.registry import Stride, method
-from vggt_compile.site import AttentionState, OwnKeys, Site, Size, Skip
+from vggt_compile.site import AttentionState, OwnKeys, PatchKeys, Site, Size, Skip
 
 
 @method("keys", "grid")
@@ -46,12 +46,12 @@ def subsample_keys(
     own, weight, means = None, None, None
     if grid.dropped != 0 and (own_key or mean_key != "none"):
         dropped = edit.call(torch.ops.vggt_compile.dropped_tokens.default, k, *grid.arguments())
-        own = OwnKeys(k, v, dropped) if own_key else None
+        own = OwnKeys(k, v, dropped, grid.dropped) if own_key else None
         if mean_key != "none":
             means, weight = _means(edit, grid, k, v, dropped, many=mean_key == "count")
     thin_k, thin_v = (grid.thinned(x, mean) for x, mean in zip((k, v), means or (None, None), strict=True))
     always = grid.first + (0 if means is None else 1)
-    pairs = times(site.tokens, always + grid.windows) + (grid.dropped if own_key else 0)
+    pairs = times(site.tokens, always + grid.count) + (0 if own is None else own.reads)
     shown: dict[str, Any] = {"method": "grid", "stride": list(stride)}
     shown |= {"phase": phase} if phase != "fixed" else {}
     shown |= {"frames": frames} if frames != 1 else {}
@@ -65,6 +65,7 @@ def subsample_keys(
         v=thin_v,
         pairs=times(site.batch, pairs),
         always=always,
+        patch_keys=grid.windows,
         own=own,
         key_log_weight=weight,
     )
@@ -88,6 +89,7 @@ class _Grid:
     Attributes:
         first: special keys of all frames, and the patches of the first frame if it is whole.
         windows: the other keys, one for each window of patches.
+        count: how many windows that is.
         dropped: patches without a key.
     """
 
@@ -96,62 +98,50 @@ class _Grid:
     ) -> None:
         layout = site.layout
         assert layout is not None
-        assert layout.special is not None
         assert layout.grid is not None
-        self.site, self.edit = site, edit
-        self.layout, self.special, self.grid = layout, layout.special, layout.grid
+        self.edit, self.parts, self.frames, self.grid = edit, Parts(layout), layout.frames, layout.grid
         self.stride, self.every, self.first_frame, self.shifted = stride, every, first_frame, shifted
-        self.first = times(layout.frames, layout.special) + (times(*layout.grid) if first_frame else 0)
-        thinned_frames = _ceildiv(layout.frames, every) - int(first_frame)
-        self.windows = times(thinned_frames, *map(_ceildiv, layout.grid, stride))
-        self.dropped = minus(site.tokens, self.first + self.windows)
+        self.first = self.parts.special + (self.parts.per_frame if first_frame else 0)
+        rows, columns = map(_ceildiv, layout.grid, stride)
+        self.windows = PatchKeys(_ceildiv(layout.frames, every) - int(first_frame), (rows, columns), not first_frame)
+        self.count = times(self.windows.frames, rows, columns)
+        self.dropped = minus(site.tokens, self.first + self.count)
 
     def arguments(self) -> tuple[Any, ...]:
         """What the operators of `ops/key_grid.py` want to know beside the tokens."""
-        rows, columns = map(self.edit.size, self.grid)
-        special = self.edit.size(self.special)
+        special, rows, columns = map(self.edit.size, (self.parts.each_special, *self.grid))
         return special, rows, columns, list(self.stride), self.every, self.first_frame, self.shifted
 
     def surely_drops(self) -> bool:
         """Whether some patch is dropped whatever values the sizes take."""
-        several = [self._several(size) for size in (self.layout.frames, *self.grid)]
+        several = [self.edit.symbols.surely_more(size, 1) for size in (self.frames, *self.grid)]
         thins = any(many and step > 1 for many, step in zip(several, (self.every, *self.stride), strict=True))
         return thins and (several[0] or not self.first_frame)
 
-    def _several(self, size: Size) -> bool:
-        return statically_known_true(self.edit.symbols.symint(size) > 1)
-
     def thinned(self, x: Node, mean: Node | None) -> Node:
         """[B, H, F·P, D] → [B, H, kept, D]: special tokens, the first frame's patches if whole, the mean, windows."""
-        site, edit, layout = self.site, self.edit, self.layout
-        frames = edit.reshape(x, site.batch, site.heads, layout.frames, layout.per_frame, site.head_dim)
-        parts = []
-        if self.special != 0:
-            special = edit.call(torch.narrow, frames, 3, 0, edit.size(self.special))
-            count = times(layout.frames, self.special)
-            parts.append(edit.reshape(special, site.batch, site.heads, count, site.head_dim))
+        edit, first_frame = self.edit, None
         if self.first_frame:
-            parts.append(edit.call(torch.narrow, x, 2, edit.size(self.special), edit.size(times(*self.grid))))
-        if mean is not None:
-            parts.append(mean)
+            start, count = map(edit.size, (self.parts.each_special, self.parts.per_frame))
+            first_frame = edit.call(torch.narrow, x, 2, start, count)
         # Views would guard on whether the first frame is the only one of every so many.
         gathers = self.shifted or (self.first_frame and self.every > 1)
-        parts.append(self._gathered(x) if gathers else self._strided(frames))
-        return edit.call(torch.cat, parts, 2)
+        windows = self._gathered(x) if gathers else self._strided(x)
+        parts = (self.parts.special_tokens(edit, x), first_frame, mean, windows)
+        return edit.call(torch.cat, [part for part in parts if part is not None], 2)
 
     def _gathered(self, x: Node) -> Node:
         index = self.edit.call(torch.ops.vggt_compile.window_patches.default, x, *self.arguments())
         return self.edit.call(torch.index_select, x, 2, index)
 
-    def _strided(self, frames: Node) -> Node:
+    def _strided(self, x: Node) -> Node:
         """The same as strided views: their one copy is part of the concatenation in the end."""
-        site, edit, (rows, columns) = self.site, self.edit, self.grid
-        patches = edit.call(torch.narrow, frames, 3, edit.size(self.special), edit.size(times(rows, columns)))
-        grid = edit.reshape(patches, site.batch, site.heads, self.layout.frames, rows, columns, site.head_dim)
+        edit = self.edit
+        grid = reshaped(edit, self.parts.framed_patches(edit, x), *self.grid)
         every = slice(int(self.first_frame), None, self.every)
         down, right = (slice(None, None, step) for step in self.stride)
-        kept = edit.call(operator.getitem, grid, (slice(None), slice(None), every, down, right))
-        return edit.reshape(kept, site.batch, site.heads, self.windows, site.head_dim)
+        kept = edit.call(operator.getitem, grid, (..., every, down, right, slice(None)))
+        return reshaped(edit, kept, self.count, over=3)
 
 
 def _means(
@@ -176,7 +166,7 @@ def _means(
         return (mean(k), mean(v)), None
     weight = count if many else edit.call(torch.clamp, count, max=1)
     log = edit.call(torch.unsqueeze, edit.call(torch.log, weight), 0)
-    return (mean(k), mean(v)), edit.call(F.pad, log, (edit.size(grid.first), edit.size(grid.windows)))
+    return (mean(k), mean(v)), edit.call(F.pad, log, (edit.size(grid.first), edit.size(grid.count)))
 
 
 def _ceildiv(size: Size, by: int) -> Size:

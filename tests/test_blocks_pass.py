@@ -431,8 +431,8 @@ def test_values_out_of_range_are_errors_of_the_plan(setting: dict, says: str) ->
     assert says in str(error.value)
 
 
-def test_no_blocks_are_chosen_after_another_axis() -> None:
-    reason = "not chosen after another axis yet, and scope acted before"
+def test_no_blocks_are_chosen_inside_frames() -> None:
+    reason = "blocks are not chosen after scope yet"
     both = {"layers": {"*": {"blocks": "predict", "scope": "frame"}}}
     capture = Capture(plan=both)
     run(build(SPEC), scene(), capture=capture)

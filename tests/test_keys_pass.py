@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import alternating
+import keys_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from alternating import Spec, build
 from harness import Capture, exported, nodes, run, swapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keys_oracle import kept
 from modelutils import images as pictures
 from modelutils import randomized, worst
 from numerics import assert_as_accurate
@@ -42,47 +44,12 @@ def scene(batch: int = 1, frames: int = 4, grid: tuple[int, int] = (5, 7), seed:
     return alternating.images(SPEC, batch, frames, grid, seed)
 
 
-def keeps(frame: int, row: int, column: int, grid: tuple[int, int], setting: dict) -> bool:
-    """Whether a patch keeps its key, in the words of the documentation."""
-    if setting.get("keep_first_frame") and frame == 0:
-        return True
-    if frame % setting.get("frames", 1):
-        return False
-    down, right = setting.get("stride", (2, 2))
-    turn = frame // setting.get("frames", 1) if setting.get("phase") == "shifted" else 0
-    window_row, window_column = row - row % down, column - column % right
-    place_row = min(window_row + turn // right % down, grid[0] - 1)
-    place_column = min(window_column + turn % right, grid[1] - 1)
-    return (row, column) == (place_row, place_column)
-
-
-def kept(frames: int, grid: tuple[int, int], special: int, setting: dict) -> Tensor:
-    """[F·P] bool, token by token."""
-    places = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
-    return torch.tensor(
-        [
-            token
-            for frame in range(frames)
-            for token in ([True] * special + [keeps(frame, *place, grid, setting) for place in places])
-        ]
-    )
-
-
 def thinned(frames: int, grid: tuple[int, int], setting: dict, special: int = 5) -> Callable:
     """All pairs in the model's own order of tokens, most of them masked, and one more column for the mean key."""
     read = kept(frames, grid, special, setting)
 
     def core(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        allowed = read | (torch.eye(len(read), dtype=torch.bool) & setting.get("own_key", False))
-        logits = (q @ k.mT * scale).masked_fill(~allowed, -math.inf)
-        dropped = int((~read).sum())
-        if setting.get("mean_key", "none") != "none" and dropped:
-            weight = dropped if setting["mean_key"] == "count" else 1
-            mean_k, mean_v = (x[:, :, ~read].mean(2, keepdim=True) for x in (k, v))
-            logits = torch.cat((logits, q @ mean_k.mT * scale + math.log(weight)), -1)
-            v = torch.cat((v, mean_v), 2)
-        return logits.softmax(-1) @ v
+        return oracle.attention(q, k, v, read, read.expand(len(read), -1), setting, scale)
 
     return core
 
@@ -381,18 +348,14 @@ def test_values_out_of_range_are_errors_of_the_plan(setting: dict, says: str) ->
     assert says in str(error.value)
 
 
-def test_keys_are_not_thinned_after_another_axis_nor_blocks_chosen_after_keys() -> None:
-    for others, reason in (
-        ({"scope": "frame"}, "keys are not thinned after another axis yet, and scope acted before"),
-        ({"blocks": "predict"}, "not chosen after another axis yet, and keys acted before"),
-    ):
-        both = {"layers": {"*": {"keys": "grid", **others}}}
-        torch._dynamo.reset()
-        run(build(SPEC), scene(), capture=(capture := Capture(plan=both)))
-        assert nodes(capture.graphs[0]) == capture.before[0]
-        assert all(reason in (row.reason or "") for row in capture.report.global_rows)
-        with pytest.raises((NotRewritten, Exception), match="layer 0"), torch.no_grad():
-            explain(build(SPEC), scene(), plan=both, strict=True)
+def test_keys_are_not_thinned_after_another_axis() -> None:
+    both = {"layers": {"*": {"keys": "grid", "scope": "frame"}}}
+    reason = "keys are not thinned after another axis yet, and scope acted before"
+    run(build(SPEC), scene(), capture=(capture := Capture(plan=both)))
+    assert nodes(capture.graphs[0]) == capture.before[0]
+    assert all(reason in (row.reason or "") for row in capture.report.global_rows)
+    with pytest.raises((NotRewritten, Exception), match="layer 0"), torch.no_grad():
+        explain(build(SPEC), scene(), plan=both, strict=True)
 
 
 def test_one_frame_cannot_be_kept_whole_and_thinned() -> None:

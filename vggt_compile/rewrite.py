@@ -209,22 +209,25 @@ class _GraphRewrite:
         function = torch.ops.vggt_compile.attention.default if given else F.scaled_dot_product_attention
         out = self.edit.call(function, q, k, v, **given, scale=scale)
         if state.blocks is not None:
-            self._measure(state, state.blocks)
+            self._measure(site, state, state.blocks)
         if state.dense_q is None:
             return out
-        dense_q = self.edit.cast(state.dense_q, site.dtype)
-        dense = self.edit.call(F.scaled_dot_product_attention, dense_q, k, v, scale=scale)
-        return self.edit.call(torch.cat, (dense, out), 2)
+        dense = replace(state, q=state.dense_q, k=k, v=v, dense_q=None, blocks=None, own=None)
+        return self.edit.call(torch.cat, (self._attention(site, dense), out), 2)
 
-    def _measure(self, state: AttentionState, lists: BlockLists) -> None:
+    def _measure(self, site: Site, state: AttentionState, lists: BlockLists) -> None:
         """Note the density of an attention as an output of the graph, where those are asked for."""
         if self.densities is None:
             return
         given = (self._length(state.q), self._length(state.k), self.edit.size(lists.always))
-        dense = 0 if state.dense_q is None else self._length(state.dense_q)
+        beside = (
+            0 if state.dense_q is None else self._length(state.dense_q),
+            0 if state.own is None else self.edit.size(state.own.reads),
+            self.edit.size(site.tokens),
+        )
         blocks = (lists.q_block, lists.k_block)
         share = torch.ops.vggt_compile.density.default
-        self.densities.append(self.edit.call(share, lists.index, lists.count, *given, *blocks, dense))
+        self.densities.append(self.edit.call(share, lists.index, lists.count, *given, *blocks, *beside))
 
     def _length(self, x: Node) -> int | Node:
         """Tokens of [B, H, N, D] as an argument."""

@@ -106,16 +106,33 @@ class BlockLists:
 
 @dataclass(frozen=True)
 class OwnKeys:
-    """A key and value of each query's own, for queries that do not find it among the keys that all read.
+    """A key and value of each query's own, for patches whose key was dropped. Special tokens keep theirs.
 
     Attributes:
         k, v: [B', H, N', D] nodes, in the order of the queries.
         read: [N'] bool node, which queries read theirs.
+        reads: how many these are.
     """
 
     k: Node
     v: Node
     read: Node
+    reads: Size
+
+
+@dataclass(frozen=True)
+class PatchKeys:
+    """How the keys after the first ones, which all queries read, lie: frame by frame in a grid, all of one weight.
+
+    Attributes:
+        frames: that have keys here.
+        grid: rows and columns in each, one for every patch or every window of patches.
+        from_first: whether the first frame is one of them; else all its patches are among the first keys.
+    """
+
+    frames: Size
+    grid: tuple[Size, Size]
+    from_first: bool
 
 
 @dataclass(frozen=True)
@@ -128,11 +145,13 @@ class AttentionState:
         axes: what was done so far, axis → setting, for the report.
         pairs: query-key pairs that the attention computes, over all batch items, for one head.
         always: so many of the keys, the first ones, are for every query, whatever an axis chooses among the others.
+        patch_keys: what the keys after those are, once an axis has put them in that order; the queries are still the
+            model's. None for keys in the model's order, and for any other order.
         own: what single queries read beside the keys `k`, None where nothing.
         key_log_weight: [keys] fp32 node that is added to the logits, None where all keys weigh the same.
         blocks: what the queries `q` read of the keys, None where they read all.
-        dense_q: [B', H, M, D] node of queries that read all keys in any case. Their rows come first in the output that
-            `restores` see.
+        dense_q: [B', H, M, D] node of queries that read all keys `k` and no others. Their rows come first in the output
+            that `restores` see.
         at_least: `pairs` is a lower bound, because how many there are depends on the data.
     """
 
@@ -143,6 +162,7 @@ class AttentionState:
     restores: tuple[Restore, ...] = ()
     axes: dict[str, Any] = field(default_factory=dict)
     always: Size = 0
+    patch_keys: PatchKeys | None = None
     own: OwnKeys | None = None
     key_log_weight: Node | None = None
     blocks: BlockLists | None = None

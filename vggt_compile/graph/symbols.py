@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._sympy.functions import FloorDiv, Max, Min
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
@@ -93,6 +94,10 @@ class Symbols:
     def symint(self, size: Size) -> int | torch.SymInt:
         """The size as the shape environment's own number."""
         return self._interpret(size, lambda symbol: self._sources[symbol][2])
+
+    def surely_more(self, size: Size, than: int) -> bool:
+        """Whether the size is larger whatever values its symbols take, as far as is known without a guard."""
+        return statically_known_true(self.symint(size) > than)
 
     def hinted(self, size: Size) -> int:
         """The size for the inputs that were traced with; computed with numbers, so that no guard is added."""

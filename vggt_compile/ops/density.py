@@ -19,6 +19,8 @@ def density(
     q_block: int = 128,
     k_block: int = 64,
     dense_queries: int = 0,
+    own_keys: int = 0,
+    of_keys: int | None = None,
 ) -> Tensor:
     """The share of pairs that an attention reads, for each batch item and head, [B, H] fp32.
 
@@ -31,14 +33,16 @@ def density(
         queries: those that the lists are for.
         keys: all keys, with the first `always`, which belong to no block and are read by every query.
         dense_queries: further queries, which read every key.
+        own_keys: how many queries read a key of their own beside these.
+        of_keys: how many keys the share is of, where some were dropped before; `keys` where None.
     """
     device, blocks = block_count.device, cdiv(keys - always, k_block)
     rows = (queries - torch.arange(block_count.shape[-1], device=device) * q_block).clamp(max=q_block)
     last = block_index.gather(-1, (block_count - 1).clamp(min=0).long().unsqueeze(-1)).squeeze(-1)
     short = ((last == blocks - 1) & (block_count > 0)) * (blocks * k_block - (keys - always))
     read = always + block_count.long() * k_block - short
-    pairs = (rows * read).sum(-1) + dense_queries * keys
-    return pairs.float() / ((queries + dense_queries) * keys)
+    pairs = (rows * read).sum(-1) + (dense_queries * keys + own_keys)
+    return pairs.float() / ((queries + dense_queries) * (keys if of_keys is None else of_keys))
 
 
 @density.register_fake
@@ -51,5 +55,7 @@ def _shape(
     q_block: int = 128,
     k_block: int = 64,
     dense_queries: int = 0,
+    own_keys: int = 0,
+    of_keys: int | None = None,
 ) -> Tensor:
     return block_count.new_empty(block_count.shape[:2], dtype=torch.float32)
