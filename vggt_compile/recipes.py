@@ -59,6 +59,21 @@ def _avggt(name: str, stride: tuple[int, int], measured: str) -> tuple[str, str,
     )
 
 
+def _fastvggt() -> tuple[str, str, str, dict]:
+    """FastVGGT as its code has it; VGGT keeps the frame whole that its coordinates refer to."""
+    tokens = {"method": "merge", "ratio": 0.9, "cell": (2, 2), "cells": "seeded", "protect": 0.1, "metric": "input"}
+    return (
+        "fastvggt",
+        "in every global layer two thirds of the tokens merge into similar ones; VGGT, 500 frames of ScanNet-50: "
+        "Chamfer distance 0.420 → 0.411, 3.2 times as fast",
+        "FastVGGT, arXiv 2509.02560",
+        {
+            "layers": {"*": {"tokens": {**tokens, "reference": True}}},
+            "families": {"pi3": {"*": {"tokens": {**tokens, "reference": False}}}},
+        },
+    )
+
+
 _PLANS: tuple[tuple[str, str, str, dict], ...] = (
     ("dense", "nothing is rewritten: the model in one graph, memory-lean", "the model's own paper", {}),
     (
@@ -73,6 +88,7 @@ _PLANS: tuple[tuple[str, str, str, dict], ...] = (
     _avggt("avggt-4", (2, 2), "VGGT, 90 frames of TUM-dynamics: ATE 0.012 → 0.012, 2.1 times as fast"),
     _avggt("avggt-6", (2, 3), "between `avggt-4` and `avggt-9`"),
     _avggt("avggt-9", (3, 3), "VGGT, 800 frames of 7-Scenes: AUC@30 74.2 → 77.4, 7.9 times as fast"),
+    _fastvggt(),
     _faster_vggt(25, keep=0.5, cdf=0.9, measured="25.5 %"),
     _faster_vggt(50, keep=0.5, cdf=0.7, measured="45 %"),
     _faster_vggt(75, keep=0.2, cdf=0.4, measured="74.8 %"),

@@ -45,6 +45,7 @@ _MT = {aten.mT.default}
 _IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 _IN_PLACE |= {operator.iand, operator.ior, operator.ixor, operator.setitem}
 _PASS_THROUGH = {torch.clone, aten.clone.default, aten.detach.default, aten.alias.default}
+_LINEAR = {F.linear, torch._C._nn.linear, aten.linear.default}
 _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
 
 
@@ -219,6 +220,17 @@ def multi_head_attention(node: Node) -> dict[str, Any] | None:
         return None
     names = F.multi_head_attention_forward.__code__.co_varnames
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def projection_input(node: Node) -> Node | None:
+    """What the linear map reads that the value of a node comes from, through steps with one tensor each."""
+    while node.target not in _LINEAR:
+        tensors = [source for source in node.all_input_nodes if isinstance(value(source), (Tensor, tuple, list))]
+        if len(tensors) != 1:
+            return None
+        (node,) = tensors
+    source = node.args[0] if node.args else node.kwargs["input"]
+    return source if isinstance(source, Node) else None
 
 
 def patch_grid(node: Node) -> tuple[Any, Any] | None:

@@ -132,6 +132,12 @@ class _Traced:
         plain = [x.node if isinstance(x, _Traced) else x for x in operands]
         return _Traced(self._create(function, *plain), self._create)
 
+    @classmethod
+    def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any, kwargs: Any = None) -> _Traced:
+        """torch.sym_min and torch.sym_max, which are no operators of Python."""
+        traced = next(x for x in args if isinstance(x, _Traced))
+        return traced._apply(function, *args)
+
 
 def _operator(name: str, *, swapped: bool = False) -> Callable[..., _Traced]:
     import operator

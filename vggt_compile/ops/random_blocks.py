@@ -30,7 +30,7 @@ def random_blocks(
     start = slot * blocks // count
     length = (slot + 1) * blocks // count - start
     row = torch.arange(batch * heads * queries, device=q.device).unsqueeze(-1)
-    drawn = start + _scrambled(_scrambled(row + _WORD // 3 * (seed + 1)) + slot) % length
+    drawn = start + scrambled(scrambled(row + _WORD // 3 * (seed + 1)) + slot) % length
     index = drawn.view(batch, heads, queries, count).int()
     return index, torch.full((batch, heads, queries), count, dtype=torch.int32, device=q.device)
 
@@ -44,7 +44,7 @@ def _shapes(
     return count.new_empty((*count.shape, slots)), count
 
 
-def _scrambled(x: Tensor) -> Tensor:
+def scrambled(x: Tensor) -> Tensor:
     """A hash of the low 31 bits in 31 bits: shifts and odd factors that leave no pattern (M. Wellons' prospector)."""
     x = x & _WORD
     for shift, factor in ((16, 0x3D4D51CB), (15, 0x1B56C4E9), (14, 0x05B4D0F3)):

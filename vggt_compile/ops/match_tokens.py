@@ -1,0 +1,73 @@
+"""For every token of one set the most similar one of another, by the cosine of the angle between them.
+
+Tokens are brought to length one in fp32 and rounded to their dtype again, products are summed in fp32. All similarities
+at once would be gigabytes at a hundred frames: the function below goes through them piece by piece, and on CUDA a
+kernel keeps the best ones only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import triton_op
+
+PIECE_BYTES = 2**27  # what the definition holds of similarities at once
+
+
+@triton_op("vggt_compile::match_tokens", mutates_args=())
+def match_tokens(source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
+    """The destination that each source is most similar to; of equally similar ones the first.
+
+    Args:
+        source, destination: [B, S, C] and [B, T, C], of any strides, T ≥ 1. Each batch item is matched for itself. A
+            token of zeros is similar to nothing, 0 to everything.
+
+    Returns:
+        index [B, S] int64 and similarity [B, S] fp32, or fp64 if the tokens are.
+    """
+    source, destination = unit(source), unit(destination)
+    if source.is_cuda:
+        from vggt_compile.ops.match_tokens_kernel import launch
+
+        return launch(source, destination)
+    with torch.autocast(source.device.type, enabled=False):  # similarities are fp32 whatever is around
+        return reference(source, destination)
+
+
+@match_tokens.register_fake
+def _shapes(source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
+    shape = source.shape[:2]
+    return source.new_empty(shape, dtype=torch.int64), source.new_empty(shape, dtype=_wide(source))
+
+
+def unit(x: Tensor) -> Tensor:
+    """[..., C] with every token of length one, in the dtype of `x`."""
+    return F.normalize(x.to(_wide(x)), dim=-1).to(x.dtype)
+
+
+def reference(source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, for tokens of length one: products of some sources with all destinations, then of the next."""
+    wide = _wide(source)
+    columns = destination.to(wide).mT
+    batch, count, _ = source.shape
+    parts = _parts(count, batch * destination.shape[1] * wide.itemsize)
+    best = [(source[:, part].to(wide) @ columns).max(-1) for part in parts]
+    similarity, index = (torch.cat(found, 1) for found in zip(*best, strict=True))
+    return index, similarity
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    """Ranges of `count` things of `size` bytes each. Symbols are one range: a loop over them would fix their number."""
+    if not (isinstance(count, int) and isinstance(size, int)):
+        yield slice(None)
+        return
+    step = max(1, PIECE_BYTES // max(1, size))
+    for start in range(0, max(1, count), step):
+        yield slice(start, start + step)
