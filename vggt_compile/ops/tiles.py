@@ -39,7 +39,7 @@ TILES = {
     (8, 64): Tile(128, 64, warps=4, stages=3),
     (8, 128): Tile(128, 32, warps=8, stages=3),
     (9, 32): Tile(128, 128, warps=8, stages=3),
-    (9, 64): Tile(128, 64, warps=4, stages=3),
+    (9, 64): Tile(64, 128, warps=4, stages=3),
     (9, 128): Tile(128, 64, warps=8, stages=3),
     (12, 32): Tile(128, 64, warps=4, stages=3),
     (12, 64): Tile(128, 64, warps=8, stages=3),
