@@ -16,9 +16,9 @@ from torch.fx import Node
 
 from vggt_compile.graph.dialect import projection_input, value
 from vggt_compile.graph.edit import Editor
-from vggt_compile.graph.symbols import equal, floordiv, least, minus, size_of, times
+from vggt_compile.graph.symbols import ceildiv, equal, least, minus, portion, size_of, times
 from vggt_compile.ops import match_tokens, token_groups, token_roles  # noqa: F401  # register operators
-from vggt_compile.ops.select_blocks import ratio as fraction
+from vggt_compile.ops.sizes import ratio as fraction
 from vggt_compile.registry import Share, Stride, method
 from vggt_compile.site import AttentionState, Site, Size, Skip, TokenLayout
 
@@ -121,22 +121,17 @@ class _Counts:
         assert layout.special is not None
         assert layout.grid is not None
         frames, patches = layout.frames - int(reference), times(*layout.grid)
-        stand = times(*(floordiv(lines + step - 1, step) for lines, step in zip(layout.grid, cell, strict=True)))
+        stand = times(*(ceildiv(lines, step) for lines, step in zip(layout.grid, cell, strict=True)))
         special = times(layout.frames, layout.special)
-        protected = _part(protect, minus(patches, stand))
+        protected = portion(minus(patches, stand), fraction(protect))
         sources = minus(patches, stand + protected)
         return cls(
             special=special,
             destinations=special + (patches if reference else 0) + times(frames, stand),
             protected=protected,
             sources=times(frames, sources),
-            merged=times(frames, least(sources, _part(ratio, layout.per_frame))),
+            merged=times(frames, least(sources, portion(layout.per_frame, fraction(ratio)))),
         )
-
-
-def _part(share: float, size: Size) -> Size:
-    exact = fraction(share)
-    return floordiv(times(size, exact.numerator), exact.denominator)
 
 
 def _features(site: Site, edit: Editor, x: Node, *, from_input: bool) -> Node | Skip:

@@ -17,9 +17,9 @@ from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.parts import Parts, patch_keys_along_walk
-from vggt_compile.graph.symbols import floordiv, greatest, least, times
+from vggt_compile.graph.symbols import ceildiv, greatest, least, portion, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
-from vggt_compile.ops.select_blocks import ratio
+from vggt_compile.ops.sizes import ratio
 from vggt_compile.registry import Range, Share, method
 from vggt_compile.site import AttentionState, BlockLists, OwnKeys, Site, Size, Skip
 
@@ -157,8 +157,7 @@ class _Blocks:
 
     def kept(self, keys: Size) -> Size:
         """Keys that a query reads at least of so many in blocks."""
-        share, blocks = ratio(self.keep), floordiv(keys + self.k_block - 1, self.k_block)
-        floor = floordiv(times(blocks, share.numerator), share.denominator)
+        floor = portion(ceildiv(keys, self.k_block), ratio(self.keep))
         return least(times(greatest(floor, 1), self.k_block), keys)
 
     def pairs(self, parts: Parts, keys: _Keys, own: OwnKeys | None) -> Size:

@@ -18,10 +18,10 @@ from torch.fx import Node
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.parts import Parts, reshaped
-from vggt_compile.graph.symbols import floordiv, minus, times
+from vggt_compile.graph.symbols import ceildiv, minus, times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.registry import Stride, method
-from vggt_compile.site import AttentionState, OwnKeys, PatchKeys, Site, Size, Skip
+from vggt_compile.site import AttentionState, OwnKeys, PatchKeys, Site, Skip
 
 
 @method("keys", "grid")
@@ -102,8 +102,8 @@ class _Grid:
         self.edit, self.parts, self.frames, self.grid = edit, Parts(layout), layout.frames, layout.grid
         self.stride, self.every, self.first_frame, self.shifted = stride, every, first_frame, shifted
         self.first = self.parts.special + (self.parts.per_frame if first_frame else 0)
-        rows, columns = map(_ceildiv, layout.grid, stride)
-        self.windows = PatchKeys(_ceildiv(layout.frames, every) - int(first_frame), (rows, columns), not first_frame)
+        rows, columns = map(ceildiv, layout.grid, stride)
+        self.windows = PatchKeys(ceildiv(layout.frames, every) - int(first_frame), (rows, columns), not first_frame)
         self.count = times(self.windows.frames, rows, columns)
         self.dropped = minus(site.tokens, self.first + self.count)
 
@@ -167,7 +167,3 @@ def _means(
     weight = count if many else edit.call(torch.clamp, count, max=1)
     log = edit.call(torch.unsqueeze, edit.call(torch.log, weight), 0)
     return (mean(k), mean(v)), edit.call(F.pad, log, (edit.size(grid.first), edit.size(grid.count)))
-
-
-def _ceildiv(size: Size, by: int) -> Size:
-    return floordiv(size + by - 1, by)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numerics import assert_as_accurate
 from torch import Tensor
 
-from vggt_compile.ops import attention as module
+from vggt_compile.ops import sizes
 from vggt_compile.ops.attention import attention, reference
 from vggt_compile.ops.operands import Operands
 
@@ -130,7 +130,7 @@ def test_batch_items_and_heads_do_not_meet() -> None:
 def test_pieces_make_no_difference(density: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     x = double(operands(replace(EVERYTHING, density=density)))
     whole = run(x)
-    monkeypatch.setattr(module, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(sizes, "PIECE_BYTES", 20_000)
     torch.testing.assert_close(run(x), whole)
 
 

@@ -107,6 +107,9 @@ def test_strides_that_it_cannot_load_are_left_to_the_other_kernel(monkeypatch: p
     odd = torch.randn(2, 2, 570, 65).bfloat16()[..., :64]
     assert not hopper.suits(replace(x, k=odd))
     assert not hopper.suits(replace(x, v=x.v.transpose(2, 3).contiguous().transpose(2, 3)))
+    own = operands(replace(BF16, own=True))
+    assert hopper.suits(own)
+    assert not hopper.suits(replace(own, own_k=torch.randn(2, 2, 64, 300).bfloat16().transpose(2, 3)))
     assert not hopper.suits(replace(x, q=torch.randn(2 * 2 * 300 * 64 + 1).bfloat16()[1:].view(2, 2, 300, 64)))
 
 

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from torch._library.triton import set_wrap_triton_enabled
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vggt_compile.ops import match_tokens as module
+from vggt_compile.ops import sizes
 from vggt_compile.ops.match_tokens import match_tokens, unit
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def test_similarities_are_products_of_tokens_of_length_one_in_their_dtype(dtype:
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     source, destination = exact(2, 33, 8, seed=0), exact(2, 21, 8, seed=1)
     whole = match_tokens(source, destination)
-    monkeypatch.setattr(module, "PIECE_BYTES", 2 * 21 * 4 * 5)  # five sources of both items
+    monkeypatch.setattr(sizes, "PIECE_BYTES", 2 * 21 * 4 * 5)  # five sources of both items
     assert all(map(torch.equal, match_tokens(source, destination), whole))
 
 

@@ -17,7 +17,8 @@ from vggt_compile.analysis.probe import watch
 from vggt_compile.errors import BadInput
 from vggt_compile.graph.hilbert import hilbert_order
 from vggt_compile.ops.random_blocks import random_blocks
-from vggt_compile.ops.select_blocks import budget, cdiv, pooled, select_blocks
+from vggt_compile.ops.select_blocks import budget, pooled, select_blocks
+from vggt_compile.ops.sizes import cdiv
 from vggt_compile.site import Site, TokenLayout
 
 

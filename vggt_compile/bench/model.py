@@ -150,7 +150,8 @@ def page(record: dict[str, Any]) -> str:
         [
             f"# A whole model: {model}\n",
             f"{source}, random weights, all heads but tracking, {height}×{width} pixels, bf16 autocast.",
-            f"{setting}. Frames are a dynamic dimension in every compiled variant. Made by `make bench`.\n",
+            f"{setting}.",
+            "Frames are a dynamic dimension in every compiled variant. Made by `python -m vggt_compile bench`.\n",
             "`eager` is the model as it comes (cuDNN attention), `compile` plain `torch.compile`, `dense` this backend",
             "with nothing rewritten, `sparse-…` a plan whose patch queries leave out so many percent of the key blocks",
             "in every global layer, time to choose them included; other names are [recipes](../recipes.md).\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -42,6 +43,15 @@ def minus(left: Size, right: Size) -> Size:
 
 def floordiv(left: Size, right: int) -> Size:
     return simplify(FloorDiv(sympy.sympify(left), sympy.sympify(right)))
+
+
+def ceildiv(left: Size, right: int) -> Size:
+    return floordiv(left + right - 1, right)
+
+
+def portion(size: Size, share: Fraction) -> Size:
+    """⌊share · size⌋."""
+    return floordiv(times(size, share.numerator), share.denominator)
 
 
 def least(left: Size, right: Size) -> Size:

@@ -16,10 +16,9 @@ from torch.library import triton_op
 
 from vggt_compile.ops.hopper import attention_hopper, suits
 from vggt_compile.ops.operands import Operands
+from vggt_compile.ops.sizes import pieces
 
 Rows = tuple[Tensor | None, ...]  # queries, own keys, own values, which have one: [B, H, ..., rows, channels]
-
-PIECE_BYTES = 2**27  # what the reference holds at once of logits and of gathered keys and values
 
 
 @triton_op("vggt_compile::attention", mutates_args=())
@@ -115,7 +114,7 @@ def reference(x: Operands) -> Tensor:
 def _every_key(x: Operands, rows: Rows) -> Iterator[Tensor]:
     """Results [B, H, R, D] of some queries after the others."""
     batch, heads, queries, _ = x.q.shape
-    for part in _parts(queries, batch * heads * x.k.shape[2] * 4):
+    for part in pieces(queries, batch * heads * x.k.shape[2] * 4):
         yield _attend(_take(rows, part), x.k, x.v, _log_weight(x).unsqueeze(2), x.scale)
 
 
@@ -126,7 +125,7 @@ def _listed_keys(x: Operands, rows: Rows) -> Iterator[Tensor]:
     blocks, cap = x.block_index.shape[2:]
     split = tuple(None if row is None else _split(row, blocks, x.q_block) for row in rows)
     read = batch * heads * (x.always + cap * x.k_block)
-    for part in _parts(blocks, read * (x.q_block + 2 * head_dim) * 4):
+    for part in pieces(blocks, read * (x.q_block + 2 * head_dim) * 4):
         key, listed = _reads(x, part)  # [B, H, n, S]
         flat = key.flatten(2)
         k, v = (y.gather(2, flat.unsqueeze(-1).expand(-1, -1, -1, head_dim)) for y in (x.k, x.v))
@@ -178,13 +177,3 @@ def _take(rows: Rows, part: slice) -> Rows:
 def _split(x: Tensor, blocks: int, size: int) -> Tensor:
     """[B, H, M, C] as blocks of queries [B, H, blocks, size, C], the last filled up with zeros."""
     return F.pad(x, (0, 0, 0, blocks * size - x.shape[2])).unflatten(2, (blocks, size))
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    """Ranges of `count` things of `size` bytes each. Symbols are one range: a loop over them would fix their number."""
-    if not (isinstance(count, int) and isinstance(size, int)):
-        yield slice(None)
-        return
-    step = max(1, PIECE_BYTES // max(1, size))
-    for start in range(0, max(1, count), step):
-        yield slice(start, start + step)

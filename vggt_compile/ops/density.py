@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vggt_compile.ops.select_blocks import cdiv
+from vggt_compile.ops.sizes import cdiv
 
 
 @triton_op("vggt_compile::density", mutates_args=())
@@ -46,16 +48,5 @@ def density(
 
 
 @density.register_fake
-def _shape(
-    block_index: Tensor,
-    block_count: Tensor,
-    queries: int,
-    keys: int,
-    always: int = 0,
-    q_block: int = 128,
-    k_block: int = 64,
-    dense_queries: int = 0,
-    own_keys: int = 0,
-    of_keys: int | None = None,
-) -> Tensor:
+def _shape(block_index: Tensor, block_count: Tensor, *rest: Any, **named: Any) -> Tensor:
     return block_count.new_empty(block_count.shape[:2], dtype=torch.float32)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ def suits(x: Operands) -> bool:
         return False
     if x.key_log_weight is not None or (x.block_index is not None and (x.q_block % 128 or x.k_block % 64)):
         return False
-    return here(x.q.device) and all(map(_loadable, (x.q, x.k, x.v)))
+    own = (y for y in (x.own_k, x.own_v) if y is not None)
+    return here(x.q.device) and all(map(_loadable, (x.q, x.k, x.v))) and all(y.stride(-1) == 1 for y in own)
 
 
 @functools.cache
@@ -67,19 +69,6 @@ def attention_hopper(
 
 
 @attention_hopper.register_fake
-def _shape(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_index: Tensor | None,
-    block_count: Tensor | None,
-    always: int,
-    q_block: int,
-    k_block: int,
-    own_k: Tensor | None,
-    own_v: Tensor | None,
-    own: Tensor | None,
-    scale: float,
-) -> Tensor:
+def _shape(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     batch, heads, queries, head_dim = q.shape
     return v.new_empty(batch, queries, heads, head_dim).transpose(1, 2)

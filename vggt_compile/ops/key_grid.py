@@ -11,10 +11,13 @@ Special tokens are all kept, and with `first_frame` so is the whole of the first
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import triton_op
+
+from vggt_compile.ops.sizes import cdiv
 
 
 @triton_op("vggt_compile::dropped_tokens", mutates_args=())
@@ -44,16 +47,7 @@ def dropped_tokens(
 
 
 @dropped_tokens.register_fake
-def _mask(
-    x: Tensor,
-    special: int,
-    rows: int,
-    columns: int,
-    stride: Sequence[int],
-    every: int = 1,
-    first_frame: bool = False,
-    shifted: bool = False,
-) -> Tensor:
+def _mask(x: Tensor, *rest: Any, **named: Any) -> Tensor:
     return x.new_empty(x.shape[2], dtype=torch.bool)
 
 
@@ -74,10 +68,10 @@ def window_patches(
     [(⌈F/every⌉ − first_frame)·⌈rows/stride[0]⌉·⌈columns/stride[1]⌉].
     """
     per_frame = special + rows * columns
-    frame = torch.arange(int(first_frame), _cdiv(x.shape[2] // per_frame, every), device=x.device)[:, None, None]
+    frame = torch.arange(int(first_frame), cdiv(x.shape[2] // per_frame, every), device=x.device)[:, None, None]
     down, right = _place(frame, stride, shifted)
-    row = torch.arange(_cdiv(rows, stride[0]), device=x.device)[:, None] * stride[0] + down
-    column = torch.arange(_cdiv(columns, stride[1]), device=x.device) * stride[1] + right
+    row = torch.arange(cdiv(rows, stride[0]), device=x.device)[:, None] * stride[0] + down
+    column = torch.arange(cdiv(columns, stride[1]), device=x.device) * stride[1] + right
     patch = row.clamp(max=rows - 1) * columns + column.clamp(max=columns - 1)
     return (frame * (every * per_frame) + special + patch).flatten()
 
@@ -93,8 +87,8 @@ def _indices(
     first_frame: bool = False,
     shifted: bool = False,
 ) -> Tensor:
-    frames = _cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
-    return x.new_empty(frames * _cdiv(rows, stride[0]) * _cdiv(columns, stride[1]), dtype=torch.int64)
+    frames = cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
+    return x.new_empty(frames * cdiv(rows, stride[0]) * cdiv(columns, stride[1]), dtype=torch.int64)
 
 
 def _place(frame: Tensor, stride: Sequence[int], shifted: bool) -> tuple[Tensor, Tensor] | tuple[int, int]:
@@ -105,7 +99,3 @@ def _place(frame: Tensor, stride: Sequence[int], shifted: bool) -> tuple[Tensor,
 def _stands(line: Tensor, lines: int, stride: int, place: Tensor | int) -> Tensor:
     """Whether rows (or columns) of a grid with so many are those that their windows keep."""
     return line == (line // stride * stride + place).clamp(max=lines - 1)
-
-
-def _cdiv(size: int, by: int) -> int:
-    return (size + by - 1) // by

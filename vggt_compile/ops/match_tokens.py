@@ -7,14 +7,12 @@ kernel keeps the best ones only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import triton_op
 
-PIECE_BYTES = 2**27  # what the definition holds of similarities at once
+from vggt_compile.ops.sizes import pieces
 
 
 @triton_op("vggt_compile::match_tokens", mutates_args=())
@@ -53,7 +51,7 @@ def reference(source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(source)
     columns = destination.to(wide).mT
     batch, count, _ = source.shape
-    parts = _parts(count, batch * destination.shape[1] * wide.itemsize)
+    parts = pieces(count, batch * destination.shape[1] * wide.itemsize)
     best = [(source[:, part].to(wide) @ columns).max(-1) for part in parts]
     similarity, index = (torch.cat(found, 1) for found in zip(*best, strict=True))
     return index, similarity
@@ -61,13 +59,3 @@ def reference(source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    """Ranges of `count` things of `size` bytes each. Symbols are one range: a loop over them would fix their number."""
-    if not (isinstance(count, int) and isinstance(size, int)):
-        yield slice(None)
-        return
-    step = max(1, PIECE_BYTES // max(1, size))
-    for start in range(0, max(1, count), step):
-        yield slice(start, start + step)

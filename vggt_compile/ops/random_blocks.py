@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vggt_compile.ops.select_blocks import budget, cdiv
+from vggt_compile.ops.select_blocks import budget
+from vggt_compile.ops.sizes import cdiv
 
 _WORD = 2**31 - 1
 

@@ -9,13 +9,14 @@ The function below is the operator; on CUDA a Triton kernel finds the same block
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import triton_op
+
+from vggt_compile.ops.sizes import cdiv, ratio
 
 SLACK = 1e-5
 """What the published code adds to the mass it asks for."""
@@ -122,12 +123,3 @@ def budget(blocks: int, keep: float, cdf: float, most: float) -> tuple[int, int]
 
 
 _max = cast(Callable[[int, int], int], torch.sym_max)
-
-
-def ratio(share: float) -> Fraction:
-    """0.3 as 3/10: products of sizes and floats are wrong by one now and then, and awkward where sizes are symbols."""
-    return Fraction(share).limit_denominator(10_000)
-
-
-def cdiv(size: int, by: int) -> int:
-    return (size + by - 1) // by

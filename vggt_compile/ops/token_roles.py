@@ -9,12 +9,14 @@ patches are all of that role.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import triton_op
 
 from vggt_compile.ops.random_blocks import scrambled
+from vggt_compile.ops.sizes import cdiv
 
 SPECIAL, REFERENCE, CELL, PROTECTED, SOURCE = range(5)
 
@@ -47,7 +49,7 @@ def merge_order(
     token = torch.arange(x.shape[2], device=x.device)
     frame, patch = token // per_frame, token % per_frame - special
     stands = _stands_for_its_cell(frame, patch, rows, columns, cell, seed)
-    rest = rows * columns - _cdiv(rows, cell[0]) * _cdiv(columns, cell[1])
+    rest = rows * columns - cdiv(rows, cell[0]) * cdiv(columns, cell[1])
     others = (~stands & (patch >= 0)).view(-1, per_frame)
     rank = (others.cumsum(1) - 1).flatten()
     role = torch.where(rank * protected % torch.sym_max(rest, 1) < protected, PROTECTED, SOURCE)
@@ -59,16 +61,7 @@ def merge_order(
 
 
 @merge_order.register_fake
-def _shape(
-    x: Tensor,
-    special: int,
-    rows: int,
-    columns: int,
-    cell: Sequence[int],
-    protected: int,
-    reference: bool,
-    seed: int | None = None,
-) -> Tensor:
+def _shape(x: Tensor, *rest: Any, **named: Any) -> Tensor:
     return x.new_empty(x.shape[2], dtype=torch.int64)
 
 
@@ -82,13 +75,9 @@ def _stands_for_its_cell(
         return (down == 0) & (right == 0)
     high = (rows - (row - down)).clamp(max=cell[0])
     wide = (columns - (column - right)).clamp(max=cell[1])
-    number = (row // cell[0]) * _cdiv(columns, cell[1]) + column // cell[1]
+    number = (row // cell[0]) * cdiv(columns, cell[1]) + column // cell[1]
     drawn = scrambled(scrambled(frame + seed * _APART) + number) % (high * wide)
     return down * wide + right == drawn
 
 
 _APART = 0x2545F491  # seeds are so far from each other that the frames of one do not repeat another's
-
-
-def _cdiv(size: int, by: int) -> int:
-    return (size + by - 1) // by
