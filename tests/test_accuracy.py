@@ -22,7 +22,7 @@ from vggt_compile.bench.accuracy.journal import Journal, Key
 from vggt_compile.bench.accuracy.page import controls_section, page
 from vggt_compile.bench.accuracy.picture import pareto
 from vggt_compile.bench.accuracy.plans import CONTROLS, FRAME_ONLY, layer_plans, read_plans, split
-from vggt_compile.bench.accuracy.record import entries
+from vggt_compile.bench.accuracy.record import entries, ran_on
 from vggt_compile.bench.accuracy.run import Bench, measure, total
 from vggt_compile.bench.accuracy.score import METRICS, in_world, scores
 from vggt_compile.bench.accuracy.statistics import POOLED, interval, summaries
@@ -321,6 +321,12 @@ def test_output_that_is_not_finite_is_counted_and_stops_nothing(
         bench.model.decoder[-1].ls2.gamma.fill_(torch.nan)
     with pytest.raises(BadInput, match="the dense pi3-tiny gives no geometry"):
         done(bench, tmp_path / "others")
+
+
+def test_an_entry_names_the_machines_that_ran_its_rows() -> None:
+    rows = [{"machine": {"device": name, "system": "Linux"}} for name in ("a GPU", "a GPU", "CPU, 2 threads")]
+    assert ran_on(rows[:2]) == {"device": "a GPU", "system": "Linux"}
+    assert ran_on(rows) == {"device": "a GPU and CPU, 2 threads", "system": "Linux"}
 
 
 # The command

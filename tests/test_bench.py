@@ -11,6 +11,8 @@ import torch
 from vggt_compile.__main__ import main
 from vggt_compile.bench import attention, selection, traces
 from vggt_compile.bench.model import Settings, cold_counts, page, read, speed_table, warm_counts
+from vggt_compile.cli.speed import read_variant
+from vggt_compile.errors import BadInput, UnknownName
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -64,8 +66,10 @@ def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):
     for job in ("g2f.8-32", "sparse-75.8", "compile.100", "compile.32", "eager.8-32"):
         (tmp_path / f"warm.{job}.jsonl").write_text(json.dumps({"job": job}) + "\n")
     order = ["eager.8-32", "compile.32", "compile.100", "g2f.8-32", "sparse-75.8"]
-    assert [row["job"] for row in read(tmp_path, "warm")] == order
-    assert read(tmp_path, "cold") == []
+    assert [row["job"] for row in read(tmp_path, "warm", Settings(""))] == order
+    assert read(tmp_path, "cold", Settings("")) == []
+    (tmp_path / "warm.mine.8.jsonl").write_text(json.dumps({"job": "mine.8"}) + "\n")
+    assert [row["job"] for row in read(tmp_path, "warm", Settings("", plans={"mine": {}}))] == [*order, "mine.8"]
 
 
 def test_plain_compile_has_a_process_for_every_count_and_ours_one():
@@ -79,6 +83,18 @@ def test_long_runs_are_repeated_less():
     repeats = Settings("", frames=(8, 100, 300, 1000)).repeats()
     assert repeats["8"] > repeats["100"] > repeats["300"] == 1
     assert repeats["1000"] == 0  # the first call is all
+
+
+def test_a_variant_is_a_known_name_or_a_plan_with_a_name():
+    assert read_variant("eager") == ("eager", None)
+    name, plan = read_variant('mine={"layers": {"0": {"scope": "frame"}}}')
+    assert name == "mine"
+    assert plan is not None
+    assert plan.policy(0, "vggt").to_json() == {"scope": "frame"}
+    with pytest.raises(UnknownName, match="did you mean 'eager'"):
+        read_variant("eagr")
+    with pytest.raises(BadInput, match="letters, digits, - and _"):
+        read_variant("my plan=dense")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ class Recipe:
 
 
 DEFAULT = "g2f"
+_NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
 
 
 def _faster_vggt(percent: int, keep: float, cdf: float, measured: str) -> tuple[str, str, str, dict]:
@@ -115,3 +118,18 @@ def resolve(plan: object = None) -> Plan:
     if plan not in (known := recipes()):
         raise UnknownName("recipe", plan, known)
     return known[plan].plan
+
+
+def read_named(text: str) -> tuple[str, Plan]:
+    """A plan as command lines write it, with its name: a recipe, a JSON file or JSON, also as NAME=….
+
+    Raises:
+        PlanError: a plan that cannot be meant.
+    """
+    named = None if text.startswith("{") else _NAMED.fullmatch(text)
+    name, text = (named[1].strip(), named[2].strip()) if named else (None, text)
+    try:
+        plan = resolve(json.loads(text) if text.startswith("{") else text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{text!r} is not JSON: {error}") from error
+    return name or plan.name, plan

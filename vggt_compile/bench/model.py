@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ SPARSE = {
 class Settings:
     """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count.
 
-    From `long` frames on the first call is the only one: after a smaller count it compiles nothing.
+    From `long` frames on the first call is the only one: after a smaller count it compiles nothing. `plans` are more
+    variants, by name.
     """
 
     upstream: str
@@ -44,6 +45,7 @@ class Settings:
     size: tuple[int, int] = (392, 518)
     compare_up_to: int = 32
     long: int = 500
+    plans: dict[str, Any] = field(default_factory=dict)
 
     def repeats(self) -> dict[str, int]:
         return {str(n): 7 if n <= 32 else 3 if n <= 100 else int(n < self.long) for n in self.frames}
@@ -77,7 +79,7 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
     """A worker on one variant; its lines go to `work/phase.variant.frames.jsonl`."""
     job = ".".join((phase, name, "-".join(map(str, frames))))
     told = work / f"{job}.json"
-    plan = SPARSE.get(name, name)
+    plan = (SPARSE | settings.plans).get(name, name)
     text = asdict(settings) | {
         "variant": name,
         "plan": plan,
@@ -100,7 +102,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 def write(settings: Settings, work: Path, out: Path, name: str = "model") -> str:
     """JSON with everything and the page made from it, which is returned; `name` is that of both files."""
-    rows = {phase: read(work, phase) for phase in PHASES}
+    rows = {phase: read(work, phase, settings) for phase in PHASES}
     record = {"machine": versions(), "settings": asdict(settings), **rows}
     text = page(record)
     out.mkdir(parents=True, exist_ok=True)
@@ -109,8 +111,9 @@ def write(settings: Settings, work: Path, out: Path, name: str = "model") -> str
     return text
 
 
-def read(work: Path, phase: str) -> list[dict[str, Any]]:
-    files = [file for name in all_variants() for file in sorted(work.glob(f"{phase}.{name}.*.jsonl"), key=_first_count)]
+def read(work: Path, phase: str, settings: Settings) -> list[dict[str, Any]]:
+    names = (*all_variants(), *settings.plans)
+    files = [file for name in names for file in sorted(work.glob(f"{phase}.{name}.*.jsonl"), key=_first_count)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 

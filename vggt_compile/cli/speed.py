@@ -7,7 +7,9 @@ import tempfile
 from pathlib import Path
 
 from vggt_compile.bench.model import MODELS, PHASES, VARIANTS, Settings, all_variants, run_phase, write
-from vggt_compile.errors import BadInput
+from vggt_compile.errors import BadInput, UnknownName
+from vggt_compile.plan import Plan
+from vggt_compile.recipes import read_named
 
 HELP = "time a whole model on the GPU and write the benchmark page"
 
@@ -18,7 +20,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", default="", metavar="DIR", help="its checkout; else the model written here")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for caches and raw results")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="for JSON and page")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=all_variants())
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        metavar="VARIANT",
+        help=f"{', '.join(all_variants())}, or a plan as NAME=FILE.json or NAME={{…}} (default: {' '.join(VARIANTS)})",
+    )
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
@@ -26,13 +34,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    plans = dict(map(read_variant, args.variants))
     if not torch.cuda.is_available():
         raise BadInput("bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing")
-    settings = Settings(args.upstream, args.model, tuple(args.frames))
+    settings = Settings(
+        args.upstream,
+        args.model,
+        tuple(args.frames),
+        plans={name: plan.to_json() for name, plan in plans.items() if plan is not None},
+    )
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
     work.mkdir(parents=True, exist_ok=True)
     for phase in PHASES if args.phase == "all" else (args.phase,):
-        run_phase(phase, args.variants, settings, work)
+        run_phase(phase, list(plans), settings, work)
     page = write(settings, work, args.out, args.name)
     print((args.out / f"{args.name}.json").read_text() if args.json else page)
     return 0
+
+
+def read_variant(text: str) -> tuple[str, Plan | None]:
+    """A variant's name, and its plan where that is none of those with a name of their own."""
+    name, equals, _ = text.partition("=")
+    if not equals and text not in all_variants():
+        raise UnknownName("variant", text, all_variants())
+    if not equals:
+        return name, None
+    name, plan = read_named(text)
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise BadInput(f"--variants {text}: {name!r} names files; write letters, digits, - and _")
+    return name, plan

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 from vggt_compile.errors import PlanError
 from vggt_compile.plan import Plan
-from vggt_compile.recipes import recipes, resolve
+from vggt_compile.recipes import read_named, recipes, resolve
 
 FRAME_ONLY = "frame only"
 """No frame sees another, which a bench worth its name must punish."""
@@ -29,8 +26,6 @@ CONTROLS = {
     )
 }
 """Plans that tell what the bench can tell: what is lost without other frames, and what choosing blocks is worth."""
-
-_NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
 
 
 def read_plans(text: str | None) -> dict[str, Plan]:
@@ -63,15 +58,7 @@ def split(text: str) -> list[str]:
 
 
 def _read(text: str) -> tuple[str, Plan]:
-    if text in CONTROLS:
-        return text, CONTROLS[text]
-    named = None if text.startswith("{") else _NAMED.fullmatch(text)
-    name, text = (named[1].strip(), named[2].strip()) if named else (None, text)
-    try:
-        plan = resolve(json.loads(text) if text.startswith("{") else text)
-    except json.JSONDecodeError as error:
-        raise PlanError(f"--plans: {text!r} is not JSON: {error}") from error
-    return name or plan.name, plan
+    return (text, CONTROLS[text]) if text in CONTROLS else read_named(text)
 
 
 def layer_plans(layers: int) -> dict[str, Plan]:

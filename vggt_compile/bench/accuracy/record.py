@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import vggt_compile
 from vggt_compile.bench.accuracy import page, picture
 from vggt_compile.bench.accuracy.run import BASELINE, Bench
 from vggt_compile.bench.accuracy.statistics import summaries
@@ -28,11 +23,19 @@ def entries(bench: Bench, rows: Sequence[dict[str, Any]], form: str) -> list[dic
     """One entry for each frame count of a run."""
     policies = {name: plan.to_json() for name, plan in bench.plans.items()}
     common = {"model": bench.name, "form": form}
-    told = {"settings": bench.settings(), "machine": machine(bench.device), "plans": policies}
-    return [
-        common | {"frames": n} | told | {"rows": summaries([row for row in rows if row["frames"] == n], BASELINE)}
-        for n in bench.frames
-    ]
+    told = {"settings": bench.settings(), "plans": policies}
+    found = []
+    for n in bench.frames:
+        of_count = [row for row in rows if row["frames"] == n]
+        where = {"machine": ran_on(of_count), "rows": summaries(of_count, BASELINE)}
+        found.append(common | {"frames": n} | told | where)
+    return found
+
+
+def ran_on(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The machine of the rows; where a resumed run saw several, what differs is joined by " and "."""
+    machines = [row["machine"] for row in rows]
+    return {key: " and ".join(dict.fromkeys(seen[key] for seen in machines)) for key in machines[0]}
 
 
 def write(new: Sequence[dict[str, Any]], out: Path, pictures: Path) -> str:
@@ -66,15 +69,3 @@ def merged(record: dict[str, Any], new: Sequence[dict[str, Any]]) -> dict[str, A
 
 def _order(entry: dict[str, Any]) -> tuple[int, str, int]:
     return FORMS.index(entry["form"]), entry["model"], entry["frames"]
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """Where it ran."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "device": name,
-        "system": platform.system(),
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "vggt_compile": vggt_compile.__version__,
-    }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vggt_compile.backend import vggt_sparse, vggt_sparse_eager
 from vggt_compile.bench.accuracy.cases import Case, Geometry, Source
 from vggt_compile.bench.accuracy.journal import Journal, Key
+from vggt_compile.bench.accuracy.machine import machine
 from vggt_compile.bench.accuracy.score import in_world, scores
 from vggt_compile.dry_run import fresh_call
 from vggt_compile.errors import BadInput
@@ -99,6 +100,7 @@ def geometry(outputs: Mapping[str, Any], images: Tensor) -> Geometry:
 def measure(bench: Bench, journal: Journal, step: Callable[[int], object]) -> Iterator[dict[str, Any]]:
     """Rows of all plans and cases in order; `step` is told how many were done."""
     policies = {name: plan.to_json() for name, plan in bench.plans.items()}
+    here = {"machine": machine(bench.device)}
     for frames in bench.frames:
         ways = Ways(bench)
         for scene, seed in bench.source.keys(frames):
@@ -108,7 +110,7 @@ def measure(bench: Bench, journal: Journal, step: Callable[[int], object]) -> It
             if missing:
                 case = bench.source.case(scene, seed, frames)
                 for name, found in judge(ways, case, tuple(missing)):
-                    journal.append(missing[name]._asdict() | {"policy": policies[name]} | found)
+                    journal.append(missing[name]._asdict() | {"policy": policies[name]} | here | found)
                     step(1)
             yield from (journal.rows[key] for key in keys.values())
 
