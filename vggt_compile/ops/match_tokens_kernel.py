@@ -17,8 +17,8 @@ from torch.library import wrap_triton
 
 ROWS, TILE = 128, 128
 """Sources of a program, and how many destinations it compares at a time."""
-WIDEST = 128
-"""Channels of a product at a time; of narrower tokens the sources stay in registers."""
+LINE = 128
+"""Bytes of a token's channels in a product, so that three stages of both operands, 96 KiB, fit into every GPU."""
 
 
 def launch(source: Tensor, destination: Tensor, *, wrap: Callable[[Any], Any] = wrap_triton) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def launch(source: Tensor, destination: Tensor, *, wrap: Callable[[Any], Any] = 
         sources,
         destination.shape[1],
         C=channels,
-        LANES=min(WIDEST, max(16, triton.next_power_of_2(channels))),
+        LANES=min(LINE // source.itemsize, max(16, triton.next_power_of_2(channels))),
         ROWS=ROWS,
         TILE=TILE,
         num_warps=8,
