@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile.ops.match_tokens import reference
-from vggt_compile.ops.match_tokens_kernel import ROWS, TILE, WIDEST, launch
+from vggt_compile.ops.match_tokens_kernel import ROWS, TILE, launch
 
 SHAPES = [
     # batch, sources, destinations, channels
@@ -22,7 +22,7 @@ SHAPES = [
     (2, 7, 5, 24),
     (2, ROWS + 2, TILE + 1, 16),
     (1, 5, 2 * TILE, 64),
-    (1, 3, TILE + 3, 2 * WIDEST + 8),
+    (1, 3, TILE + 3, 264),
 ]
 DTYPES = [torch.float32, torch.float16]
 
