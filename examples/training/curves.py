@@ -20,8 +20,7 @@ def draw_curves(log: Path, picture: Path) -> None:
     for name in (key for key in rows[0] if key not in NOT_LOSSES):
         losses.plot([row["step"] for row in rows], smoothed([row[name] for row in rows]), label=name)
     losses.set(title="training loss (running mean)", xlabel="step")
-    if min(min(row["total"] for row in rows), 1) > 0:
-        losses.set_yscale("log")
+    losses.set_yscale("symlog", linthresh=0.1)  # a confident model's losses are negative
     for axis, metric in ((poses, "AUC@30"), (depth, "AbsRel")):
         for trajectory in judged[0]["held_out"] if judged else ():
             values = [row["held_out"][trajectory][metric] for row in judged]
