@@ -47,8 +47,8 @@ AUC@30 under each:
 """
 FRONT = """## Accuracy over attention FLOPs
 
-A marker for each plan, one colour for each kind of scene; its line joins the plans that nothing cheaper reaches. Kinds
-are drawn a little beside each other.
+A dot for each plan, one colour for each kind of scene; its line joins the plans that nothing cheaper reaches, which are
+named and have their interval. Kinds are drawn a little beside each other.
 """
 LAYERS = """One global layer at a time is turned to attention inside frames, the others stay dense; `frame only` turns
 all. Differences to dense on the same scenes, in points of the metric.

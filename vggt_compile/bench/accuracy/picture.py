@@ -15,18 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRIC = "AUC@30"
-MARKERS = "osD^vP*Xph<>8"
+COLUMNS = 3
+"""Panels side by side."""
+APART = 3.8
+"""Places of the horizontal axis between the names of two plans."""
 Entry = Mapping[str, Any]
 
 
 class Order(NamedTuple):
-    """Plans and kinds of scene of all panels, so that each has one marker and one colour throughout."""
+    """Kinds of scene of all panels, so that each has one colour throughout."""
 
-    plans: tuple[str, ...]
     kinds: tuple[str, ...]
-
-    def marker(self, plan: str) -> str:
-        return MARKERS[self.plans.index(plan) % len(MARKERS)]
 
     def colour(self, scene: str) -> str:
         return f"C{self.kinds.index(scene)}"
@@ -53,23 +52,19 @@ def draw(record: Mapping[str, Any], folder: Path) -> None:
 
 
 def grid(entries: Sequence[Entry], panel: Any) -> Figure:
-    """A row of panels for each model, a column for each frame count."""
+    """A panel for each model and frame count."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    plans = dict.fromkeys(plan for entry in entries for plan in entry["plans"])
-    order = Order(tuple(plans), tuple(dict.fromkeys(scene for entry in entries for scene in kinds(entry["rows"]))))
-    models = list(dict.fromkeys(entry["model"] for entry in entries))
-    counts = sorted({entry["frames"] for entry in entries})
-    width, height = (4.8, 5.2) if panel is trade else (7.0, 3.9)
-    figure = Figure(figsize=(width * len(counts) + 2.0, height * len(models)), dpi=110, layout="constrained")
+    order = Order(tuple(dict.fromkeys(scene for entry in entries for scene in kinds(entry["rows"]))))
+    columns, rows = min(COLUMNS, len(entries)), -(-len(entries) // COLUMNS)
+    width, height = (5.2, 5.2) if panel is trade else (7.0, 3.9)
+    figure = Figure(figsize=(width * columns + 1.6, height * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(models), len(counts), squeeze=False, sharey=panel is trade)
-    for axis in axes.flat:
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=panel is trade)
+    for axis in axes.flat[len(entries) :]:
         axis.set_visible(False)
-    for entry in entries:
-        axis = axes[models.index(entry["model"]), counts.index(entry["frames"])]
-        axis.set_visible(True)
+    for axis, entry in zip(axes.flat, entries, strict=False):
         axis.set_title(f"{entry['model']}, {entry['frames']} frames", fontsize=10)
         panel(axis, entry, order)
     legend(figure, axes)
@@ -88,25 +83,37 @@ def legend(figure: Figure, axes: Any) -> None:
 
 
 def trade(axis: Axes, entry: Entry, order: Order) -> None:
-    """Accuracy over FLOPs: a marker for each plan, a line along the plans that no other one beats at both."""
+    """Accuracy over FLOPs: a dot for each plan, a line along the plans that no other one beats at both."""
     rows = entry["rows"]
+    named: dict[str, float] = {}
     for scene in kinds(rows):
         found = [row for row in rows if row["scene"] == scene and METRIC in row["truth"]]
-        colour, shift = order.colour(scene), 0.7 * order.beside(scene)
+        colour, shift = order.colour(scene), 0.5 * order.beside(scene)
         points = [(100 * row["attention_left"] + shift, row["truth"][METRIC]) for row in found]
         front = pareto([(x, mean) for x, (mean, _, _) in points])
         axis.plot([x for x, _ in front], [y for _, y in front], color=colour, linewidth=1.4, label=scene)
         for row, (x, (mean, low, high)) in zip(found, points, strict=True):
-            if low is not None:
+            best = (x, mean) in front
+            if best and low is not None:
                 axis.plot((x, x), (low, high), color=colour, linewidth=1.2, alpha=0.5)
-            axis.plot(x, mean, order.marker(row["plan"]), color=colour, markersize=5)
-    for plan in entry["plans"]:
-        axis.plot([], [], order.marker(plan), color="0.35", label=plan)
+            axis.plot(x, mean, "o", color=colour, markersize=5 if best else 3, alpha=1 if best else 0.4)
+            if best:
+                named.setdefault(row["plan"], x - shift)
+    name(axis, named)
     axis.set_xlabel("attention FLOPs left, %", fontsize=9)
     axis.set_ylabel(f"{METRIC}, %", fontsize=9)
-    axis.set(xlim=(0, 105), ylim=(0, 100))
-    axis.label_outer()
+    axis.set(xlim=(0, 105), ylim=(0, 140))
+    axis.set_yticks(range(0, 101, 20))
     axis.grid(alpha=0.25)
+
+
+def name(axis: Axes, plans: Mapping[str, float]) -> None:
+    """Write each plan's name over its place on the horizontal axis, side by side where places are close."""
+    last = float("-inf")
+    for plan, x in sorted(plans.items(), key=lambda item: item[1]):
+        last = max(x, last + APART)
+        axis.plot((x, last), (90, 99), color="0.7", linewidth=0.6)
+        axis.text(last, 100, plan, rotation=90, fontsize=8, ha="center", va="bottom")
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
