@@ -48,16 +48,18 @@ def select_blocks(
     k_block: BlockSize = 64,
     order: Literal["raster", "hilbert"] = "raster",
     refresh: Layers = 1,
+    special_dense: bool = True,
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     given = (keep, cdf, pool, coverage, most, q_block, k_block)
     sizes = (site.batch, site.heads, site.layout)
-    asked = (state.axes, given, keep_first_frame, order, refresh, site.call.scale, sizes)
+    asked = (state.axes, given, keep_first_frame, order, refresh, special_dense, site.call.scale, sizes)
     earlier = _Choice.before(site, edit, asked, refresh)
     setting: dict[str, Any] = {"keep": keep, "pool": pool}
     setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
     setting |= {"order": order} if order != "raster" else {}
     setting |= {"refresh": refresh} if refresh > 1 else {}
+    setting |= {} if special_dense else {"special_dense": False}
     setting |= {"chosen_at": earlier.layer} if earlier else {}
 
     def choose(q: Node, k: Callable[[], Node]) -> tuple[Node, Node]:
@@ -65,7 +67,8 @@ def select_blocks(
             return earlier.lists
         return _lists(edit, torch.ops.vggt_compile.select_blocks.default, q, k(), *given, scale=site.call.scale)
 
-    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, cdf > 0, order == "hilbert")
+    uncertain, walk = cdf > 0, order == "hilbert"
+    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, uncertain, walk, special_dense)
     outcome = _confine(site, state, edit, blocks, choose)
     if isinstance(outcome, AttentionState) and outcome.blocks is not None:
         chosen = earlier or _Choice(asked, (outcome.blocks.index, outcome.blocks.count), site.layer or 0)
@@ -128,7 +131,10 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """What both methods share; `setting` is the rest of what the report shows."""
+    """What both methods share; `setting` is the rest of what the report shows.
+
+    Without `special_dense` special tokens are in blocks among the patches, in the model's order, as an experiment.
+    """
 
     method: str
     keep: float
@@ -138,6 +144,7 @@ class _Blocks:
     setting: dict[str, Any]
     at_least: bool = False
     hilbert: bool = False
+    special_dense: bool = True
 
     def refusal(self, site: Site, state: AttentionState) -> str | None:
         if state.axes and state.patch_keys is None:
@@ -148,6 +155,8 @@ class _Blocks:
             return "the number of special tokens in a frame is unknown"
         if self.keep_first_frame and site.layout.frames == 1:
             return "there is one frame only, and keep_first_frame keeps all of it"
+        if not self.special_dense and (state.axes or self.hilbert or self.keep_first_frame):
+            return "special_dense=False goes with no other axis, no order='hilbert' and no keep_first_frame"
         grid = site.layout.grid
         if self.hilbert and grid is None:
             return "the rows and columns of its patches are unknown, which order='hilbert' walks through"
@@ -173,7 +182,8 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
     if refusal is not None:
         return Skip(refusal)
     assert site.layout is not None
-    parts = Parts(site.layout, blocks.hilbert)
+    layout = site.layout if blocks.special_dense else replace(site.layout, special=0)
+    parts = Parts(layout, blocks.hilbert)
     keys = _Keys.of(state, parts, blocks.keep_first_frame)
     if not edit.symbols.surely_more(keys.frames, 0):
         return Skip("no frame is sure to have patch keys that blocks could be chosen among")

@@ -1,4 +1,4 @@
-"""The kernel of `match_tokens` fits into the shared memory of every GPU that it is compiled for, whatever the tokens."""
+"""The kernel of `match_tokens` fits into the shared memory of every GPU, however wide the tokens are."""
 
 from __future__ import annotations
 

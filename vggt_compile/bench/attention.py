@@ -190,12 +190,12 @@ def _sdpa(backend: str) -> Way:
 
 
 def _flash3(x: Operands) -> Callable[[], Tensor]:
-    import flash_attn_interface
+    import fa3_fwd_interface
 
     q, k, v = (y.transpose(1, 2) for y in (x.q, x.k, x.v))
 
     def call() -> Tensor:
-        out = flash_attn_interface.flash_attn_func(q, k, v)
+        out = fa3_fwd_interface.flash_attn_func(q, k, v)
         return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
     return call
