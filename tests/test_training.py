@@ -108,6 +108,30 @@ def test_the_best_scale_undoes_a_scale_among_outliers(scale: float, seed: int) -
     assert best_scale(points, target, torch.ones(1, 2, 8, 8, 1)).item() == pytest.approx(scale, rel=1e-4)
 
 
+def test_a_pi3_whose_translations_are_in_another_unit_gets_them_back(views: Views) -> None:
+    from gauge import length_factor
+    from losses import from_first_camera, local_points, scale_of_points
+
+    truth = from_first_camera(views)
+    poses = torch.eye(4).repeat(2, 3, 1, 1)
+    poses[..., :3, :3] = truth.extrinsics[..., :3].mT
+    poses[..., :3, 3:] = -poses[..., :3, :3] @ truth.extrinsics[..., 3:]
+    points = local_points(truth) / torch.tensor([2.0, 5.0])[:, None, None, None, None]  # a unit for each scene
+    torch.testing.assert_close(scale_of_points(points, truth), torch.tensor([2.0, 5.0]))
+    poses[..., :3, 3] *= 1.25 / torch.tensor([2.0, 5.0])[:, None, None]
+    model = lambda images: {"camera_poses": poses, "local_points": points}  # noqa: E731
+    assert length_factor(model, [views, views]) == pytest.approx(0.8, rel=1e-4)
+
+
+def test_the_shipped_pi3_has_its_cameras_in_the_unit_of_its_points(views: Views) -> None:
+    from gauge import length_factor
+
+    from vggt_compile.models import pretrained
+
+    batches = [render([seed], 6, (224, 224), "orbit") for seed in TRAINING_SEEDS[:3]]
+    assert 0.85 < length_factor(pretrained("pi3-small"), batches) < 1.18
+
+
 def test_partners_are_patches_that_see_one_point(views: Views) -> None:
     from matching import partners
 

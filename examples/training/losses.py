@@ -89,7 +89,7 @@ def pi3_loss(outputs: Mapping[str, Any], views: Views, mapped: list[int]) -> Los
     """Local points, normals, relative poses and confidence; no frame is special and the scale is free."""
     truth = from_first_camera(views)
     target = local_points(truth)[:, mapped]
-    weight = 1 / target[..., 2:].clamp(min=0.05)
+    weight = inverse_depth(target)
     scale = best_scale(outputs["local_points"].detach(), target, weight)
     points = outputs["local_points"] * scale[:, None, None, None, None]
     error = (weight * (points - target)).abs().sum(-1)
@@ -100,6 +100,17 @@ def pi3_loss(outputs: Mapping[str, Any], views: Views, mapped: list[int]) -> Los
     losses = {"points": error.mean(), "normals": normals.mean(), "rotation": rotation, "translation": translation}
     total = losses["points"] + 0.5 * losses["normals"] + rotation + 5 * translation + 0.05 * confidence
     return {"total": total, **losses, "confidence": confidence}
+
+
+def scale_of_points(points: Tensor, truth: Truth) -> Tensor:
+    """For each scene the factor `[B]` that takes a π³'s local points `[B, S, H, W, 3]` to the true unit."""
+    target = local_points(truth)
+    return best_scale(points, target, inverse_depth(target))
+
+
+def inverse_depth(points: Tensor) -> Tensor:
+    """Weights `[..., 1]` of local points `[..., 3]`: an error counts by its share of the distance."""
+    return 1 / points[..., 2:].clamp(min=0.05)
 
 
 def local_points(truth: Truth) -> Tensor:

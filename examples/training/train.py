@@ -23,6 +23,7 @@ import torch
 from curriculum import Curriculum, stream
 from curves import draw_curves
 from forward import forward
+from gauge import settle_lengths
 from judge import judge
 from losses import pi3_loss, vggt_loss
 from matching import Matching
@@ -187,6 +188,8 @@ def train(run: Run) -> None:
     bar.close()
     if run.worker == 0:
         run.save()
+        if args.model.startswith("pi3"):
+            settle_lengths(args.out / "weights.safetensors", args.model.partition("-")[2], curriculum, run.device)
         draw_curves(args.out / "log.jsonl", args.out / "curves.png")
 
 
