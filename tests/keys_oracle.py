@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 
@@ -52,3 +53,16 @@ def attention(
         logits = torch.cat((logits, q @ mean_k.mT * scale + math.log(weight)), -1)
         v = torch.cat((v, mean_v), 2)
     return logits.softmax(-1) @ v
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[int, tuple[int, int], int, dict]:
+    """Frames, grid, special tokens, and where on them the keys are."""
+    size = st.integers(1, 6)
+    setting = {
+        "stride": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        "frames": draw(st.integers(1, 4)),
+        "phase": draw(st.sampled_from(["fixed", "shifted"])),
+        "keep_first_frame": draw(st.booleans()),
+    }
+    return draw(size), (draw(size), draw(size)), draw(st.integers(0, 3)), setting

@@ -13,12 +13,13 @@ import keys_oracle
 import pytest
 import torch
 from alternating import Spec, build
-from harness import Capture, exported, nodes, run, swapped
+from axes import by_hand, wide_queries
+from harness import Capture, exported, nodes, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelutils import images as pictures
 from modelutils import randomized, worst
-from torch import Tensor, nn
+from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_densities, collect_reports, vggt_sparse
@@ -71,11 +72,6 @@ def joined(frames: int, grid: tuple[int, int], keys: dict, blocks: dict, special
         return keys_oracle.attention(q, k, v, read, allowed, keys, scale)
 
     return core
-
-
-def by_hand(model: nn.Module, x: Tensor, core: Callable) -> Tensor:
-    with torch.no_grad(), swapped(model, core):
-        return model(x)
 
 
 KEYS: list[dict[str, Any]] = [
@@ -180,11 +176,6 @@ def test_scale_is_carried() -> None:
     out = run(model, x, capture=Capture(plan=plan(keys, {"cdf": 0.5, "keep": 0.0, "most": 1.0}), strict=True))
     hand = joined(4, (5, 7), keys, {"cdf": 0.5, "keep": 0.0, "most": 1.0, "scale": 0.3})
     torch.testing.assert_close(out, by_hand(model, x, lambda q, k, v: hand(q, k, v, scale=0.3)), rtol=1e-6, atol=1e-7)
-
-
-def wide_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q and k come out of a norm in float32, v stays in what autocast made of it."""
-    return alternating.sdpa(q.float() * 1.0, k.float() * 1.0, v)
 
 
 @pytest.mark.parametrize("core", [alternating.sdpa, wide_queries])
