@@ -65,7 +65,8 @@ def merge_tokens(
     group = _group(edit, order, features, counts)
     groups = minus(site.tokens, counts.merged)
     size = edit.call(ops.group_sizes.default, group, edit.size(groups))
-    q, k, v = (edit.call(ops.group_means.default, x, group, size) for x in (q, k, v))
+    members = edit.call(ops.group_members.default, group)
+    q, k, v = (edit.call(ops.group_means.default, x, members, size) for x in (q, k, v))
     log_weight = None
     if weight == "log_count":
         log_weight = edit.call(torch.unsqueeze, edit.call(torch.log, size), 1)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_groups_run import DTYPES, SHAPES, case
 from tokens_oracle import layout, merges, roles, standing
 from torch import Tensor
+from torch._library.triton import set_wrap_triton_enabled
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from vggt_compile.ops.token_groups import from_groups, group_means, group_sizes, token_groups
+from vggt_compile.ops.token_groups import from_groups, group_means, group_members, group_sizes, token_groups
 from vggt_compile.ops.token_roles import merge_order
 
 GRID = (5, 7)
+ROOT = Path(__file__).parents[1]
 
 
 @given(merges())
@@ -85,7 +93,7 @@ def test_groups_give_means_and_their_tokens_get_them_back(dtype: torch.dtype) ->
     x = torch.randn(2, 3, 40, 8, generator=generator).to(dtype)
     group = torch.stack([torch.randperm(40, generator=generator) % 25 for _ in range(2)])
     size = group_sizes(group, 25)
-    means = group_means(x, group, size)
+    means = group_means(x, group_members(group), size)
     back = from_groups(means, group)
     assert means.dtype == back.dtype == dtype
     assert back.transpose(1, 2).is_contiguous()
@@ -111,5 +119,41 @@ def test_the_operators_are_ones_that_torch_knows() -> None:
     group = token_groups(order, index, similarity)
     torch.library.opcheck(ops.group_sizes.default, (group, 26))
     size = group_sizes(group, 26)
-    torch.library.opcheck(ops.group_means.default, (x, group, size))
+    torch.library.opcheck(ops.group_members.default, (group,))
+    torch.library.opcheck(ops.group_means.default, (x, group_members(group), size))
     torch.library.opcheck(ops.from_groups.default, (x[:, :, :26], group))
+
+
+@given(st.integers(1, 3), st.integers(1, 30), st.integers(1, 8), st.integers(0, 99))
+@settings(max_examples=50)
+def test_members_are_the_tokens_of_each_group_in_order(batch: int, tokens: int, groups: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    group = torch.randint(groups, (batch, tokens), generator=generator)
+    want = [[i for g in range(groups) for i in range(tokens) if row[i] == g] for row in group.tolist()]
+    assert group_members(group).tolist() == want
+
+
+@pytest.mark.slow
+def test_the_kernel_in_the_interpreter_gives_the_same_means() -> None:
+    pytest.importorskip("triton")
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests/token_groups_run.py")]
+    done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == str(len(SHAPES) * len(DTYPES))
+
+
+def test_the_launch_of_the_kernel_is_traced_with_symbolic_lengths() -> None:
+    """As Inductor sees it for a GPU; nothing is launched, so any device will do."""
+    pytest.importorskip("triton")
+    from vggt_compile.ops.token_groups_kernel import launch
+
+    def run(x: Tensor, members: Tensor, size: Tensor) -> Tensor:
+        return launch(x, members, size)
+
+    with set_wrap_triton_enabled(True):
+        traced = make_fx(run, tracing_mode="symbolic")(*case((2, 3, 40, 8, 25), torch.float32))
+    (call,) = (node for node in traced.graph.nodes if "triton_kernel_wrapper" in str(node.target))
+    given = call.kwargs["kwargs"]
+    for name in ("tokens", "groups"):
+        assert isinstance(given[name].meta["val"], torch.SymInt), name
