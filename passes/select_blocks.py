@@ -175,8 +175,6 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
     assert site.layout is not None
     parts = Parts(site.layout, blocks.hilbert)
     keys = _Keys.of(state, parts, blocks.keep_first_frame)
-    if not edit.symbols.surely_more(keys.frames, 0):
-        return Skip("no frame is sure to have patch keys that blocks could be chosen among")
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))  # before they are copied
     special_q, patch_q = parts.special_tokens(edit, q), parts.patch_tokens(edit, q)
     k, v = (_ordered_keys(edit, x, state, parts) for x in (k, v))
