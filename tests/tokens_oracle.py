@@ -100,15 +100,41 @@ def grouped(role: list[str], compared: Tensor, limit: int) -> list[list[int]]:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, groups: list[list[int]], counted: bool) -> Tensor:
-    """Attention [H, N, D] of one item in float64."""
-    means = [torch.stack([x[:, group].double().mean(1) for group in groups], 1).to(v.dtype) for x in (q, k, v)]
-    q, k, v = (x.double() for x in means)
-    bias = torch.tensor([math.log(len(group)) if counted else 0.0 for group in groups])
+    """Attention [H, N, D] of one item in float64, where queries and keys merge alike."""
+    return attended_apart(q, k, v, groups, groups, counted)
+
+
+def attended_apart(
+    q: Tensor, k: Tensor, v: Tensor, queries: list[list[int]], keys: list[list[int]], counted: bool = False
+) -> Tensor:
+    """Attention [H, N, D] of one item in float64 between groups of queries and groups of keys."""
+
+    def means(x: Tensor, groups: list[list[int]]) -> Tensor:
+        return torch.stack([x[:, group].double().mean(1) for group in groups], 1).to(v.dtype).double()
+
+    q, k, v = means(q, queries), means(k, keys), means(v, keys)
+    bias = torch.tensor([math.log(len(group)) if counted else 0.0 for group in keys])
     out = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
-    result = torch.empty(out.shape[0], sum(map(len, groups)), out.shape[2], dtype=out.dtype)
-    for i, group in enumerate(groups):
+    result = torch.empty(out.shape[0], sum(map(len, queries)), out.shape[2], dtype=out.dtype)
+    for i, group in enumerate(queries):
         result[:, group] = out[:, i : i + 1]
     return result
+
+
+def one_by_one(tokens: int) -> list[list[int]]:
+    """Groups in which no token has merged."""
+    return [[i] for i in range(tokens)]
+
+
+def joined(compared: Tensor, parts: list[tuple[list[int], list[int]]], tokens: int) -> list[list[int]]:
+    """Groups once each source of a part has joined the most similar destination of that part."""
+    groups = {i: [i] for i in range(tokens) if not any(i in sources for sources, _ in parts)}
+    for sources, destinations in parts:
+        if sources:
+            best = (compared[sources] @ compared[destinations].T).argmax(1).tolist()
+            for token, place in zip(sources, best, strict=True):
+                groups[destinations[place]].append(token)
+    return list(groups.values())
 
 
 def input_of(model: nn.Module) -> Callable:

@@ -59,18 +59,25 @@ def reference(
     wide = _wide(source)
     columns = destination.to(wide).mT
     batch, count, _ = source.shape
-    run = destination_of = None
-    if source_run is not None and destination_run is not None:
-        run = torch.arange(count, device=source.device).unsqueeze(-1) // source_run
-        destination_of = torch.arange(destination.shape[1], device=source.device) // destination_run
+    apart = _runs(source, destination, source_run, destination_run)
     best = []
     for part in pieces(count, batch * destination.shape[1] * wide.itemsize):
         products = source[:, part].to(wide) @ columns
-        if run is not None:
-            products = products.masked_fill(run[part] != destination_of, -torch.inf)
+        if apart is not None:
+            products = products.masked_fill(apart[0][part] != apart[1], -torch.inf)
         best.append(products.max(-1))
     similarity, index = (torch.cat(found, 1) for found in zip(*best, strict=True))
     return index, similarity
+
+
+def _runs(
+    source: Tensor, destination: Tensor, source_run: int | None, destination_run: int | None
+) -> tuple[Tensor, Tensor] | None:
+    """Which run each source [S, 1] and each destination [T] is in, None where there is only one."""
+    if source_run is None or destination_run is None:
+        return None
+    mine = torch.arange(source.shape[1], device=source.device).unsqueeze(-1) // source_run
+    return mine, torch.arange(destination.shape[1], device=source.device) // destination_run
 
 
 def _wide(x: Tensor) -> torch.dtype:
