@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from hypothesis import given, settings
 from keys_oracle import grids, kept
@@ -14,8 +12,9 @@ from vggt_compile.ops.key_grid import dropped_tokens, window_patches
 def places(frames: int, grid: tuple[int, int], special: int, setting: dict) -> tuple:
     """Arguments of the operators."""
     x = torch.empty(1, 1, frames * (special + grid[0] * grid[1]), 1)
-    where = (setting["stride"], setting["frames"], setting["keep_first_frame"], setting["phase"] == "shifted")
-    return x, special, *grid, *where
+    kept = tuple(map(min, setting.get("kept", (1, 1)), setting["stride"]))
+    phase = (setting["keep_first_frame"], setting["phase"] == "shifted")
+    return x, special, *grid, setting["stride"], kept, setting["frames"], *phase
 
 
 @given(grids())
@@ -32,15 +31,20 @@ def test_each_token_is_kept_or_dropped(case: tuple[int, tuple[int, int], int, di
     assert sorted(found) == [i for i in patches if not dropped[i]]
 
 
+def lines(count: int, stride: int, kept: int) -> int:
+    return sum(min(stride, count - start, kept) for start in range(0, count, stride))
+
+
 @given(grids())
 @settings(max_examples=50, deadline=None)
-def test_every_special_token_and_one_patch_of_each_window_are_kept(case: tuple) -> None:
+def test_every_special_token_and_as_many_patches_of_each_window_are_kept(case: tuple) -> None:
     frames, grid, special, setting = case
     read = kept(*case).view(frames, -1)
     assert torch.equal(read, ~dropped_tokens(*places(*case)).view(frames, -1))
     assert read[:, :special].all()
     down, right = setting["stride"]
-    windows = math.ceil(grid[0] / down) * math.ceil(grid[1] / right)
+    tall, wide = setting["kept"]
+    windows = lines(grid[0], down, tall) * lines(grid[1], right, wide)
     for frame in range(bool(setting["keep_first_frame"]), frames):
         patches = read[frame, special:].sum()
         assert patches == (0 if frame % setting["frames"] else windows)

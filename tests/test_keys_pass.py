@@ -59,6 +59,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"own_key": True, "mean_key": "one", "keep_first_frame": True},
     {"own_key": True, "mean_key": "count", "frames": 2},
     {"phase": "shifted"},
+    {"stride": [3, 3], "kept": [2, 2], "phase": "shifted", "own_key": True, "mean_key": "count"},
+    {"stride": [4, 3], "kept": [3, 5], "frames": 2},
     {"phase": "shifted", "stride": [2, 3], "own_key": True, "mean_key": "count", "keep_first_frame": True},
     {"phase": "shifted", "frames": 2, "own_key": True, "mean_key": "one"},
     {"stride": [1, 1], "frames": 3, "keep_first_frame": True},

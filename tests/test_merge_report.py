@@ -9,7 +9,7 @@ import pytest
 import torch
 from alternating import Spec, build
 from axes import BareTrunk, by_hand
-from harness import Capture, nodes, run
+from harness import Capture, run
 from modelutils import images as pictures
 from tokens_oracle import merging
 from torch import Tensor
@@ -67,21 +67,6 @@ def test_the_report_shows_what_was_chosen() -> None:
 
 
 # Refusals.
-
-
-@pytest.mark.parametrize(
-    ("axis", "other", "reason"),
-    [
-        ("keys", "grid", "tokens acted before"),
-        ("blocks", "predict", "blocks are not chosen after tokens yet"),
-        ("scope", "frame", "scope acted before"),
-    ],
-)
-def test_another_axis_neither_acts_before_nor_after(axis: str, other: str, reason: str) -> None:
-    both = {"layers": {"*": {"tokens": "merge", axis: other}}}
-    run(build(SPEC), scene(), capture=(capture := Capture(plan=both)))
-    assert nodes(capture.graphs[0]) == capture.before[0]
-    assert all(reason in (row.reason or "") for row in capture.report.global_rows)
 
 
 def test_one_frame_is_all_reference_or_merges_alone() -> None:
