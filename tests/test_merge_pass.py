@@ -112,6 +112,14 @@ def test_batch_items_do_not_mix(setting: dict) -> None:
         torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_the_order_of_frames_does_not_matter_without_a_reference() -> None:
+    model, x, order = randomized(pi3("tiny")), pictures(1, 4, 3, 56, 70), [2, 0, 3, 1]
+    out = run(model, x, capture=Capture(plan=plan(reference=False), strict=True))
+    torch._dynamo.reset()
+    permuted = run(model, x[:, order], capture=Capture(plan=plan(reference=False), strict=True))
+    assert worst(permuted, {name: value[:, order] for name, value in out.items()}) < 1e-3
+
+
 @given(case=merges(), ratio=st.sampled_from([0.2, 0.5, 0.9]), weight=st.sampled_from(["none", "log_count"]))
 @settings(max_examples=15)
 def test_any_setting_is_what_loops_give(case: tuple, ratio: float, weight: str) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tokens_oracle import compared_by, grouped, joined, merges, one_by_one, roles, unit
 from torch import Tensor
 
-from vggt_compile import collect_densities, collect_reports
+from vggt_compile import collect_densities, collect_reports, vggt_sparse
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.ops.select_blocks import select_blocks
 
@@ -263,3 +263,34 @@ def test_exported_graphs_give_the_same_numbers(tokens: dict, keys: dict, blocks:
     assert len(report.rewritten) == 2
     want = by_hand(model, x, together(4, GRID, tokens, keys, blocks))
     torch.testing.assert_close(gm(x), want, rtol=1e-6, atol=1e-7)
+
+
+COMPILED = [CASES[2], CASES[7], CASES[12], (HEADS, None, {"keep": 0.4})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "keys", "blocks"), COMPILED)
+def test_compiled_is_what_the_rewritten_graph_computes(tokens: dict, keys: dict | None, blocks: dict | None) -> None:
+    model, x = build(ONE), scene(2)
+    eager = run(model, x, capture=Capture(plan=plan(tokens, keys, blocks)))
+    torch._dynamo.reset()
+    with torch.no_grad(), collect_reports() as reports:
+        options = {"plan": plan(tokens, keys, blocks), "strict": True}
+        compiled = torch.compile(model, backend=vggt_sparse, options=options)(x)
+    assert len(reports[0].rewritten) == 1
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "keys"), [(SPARK, {"stride": [1, 1], "frames": 3}), (HEADS, None), ({}, {})])
+def test_one_compile_serves_all_frame_counts(tokens: dict, keys: dict | None) -> None:
+    model, setting = build(ONE), plan(tokens, keys)
+    compiled = torch.compile(model, backend=vggt_sparse, options={"plan": setting, "strict": True})
+    with torch.no_grad(), collect_reports() as reports:
+        for frames in (7, 4, 9):
+            x = scene(2, frames)
+            torch._dynamo.mark_dynamic(x, 1)
+            got = compiled(x)
+            want = torch.compile(model, backend=Capture(plan=setting), dynamic=False)(x)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert len([report for report in reports if report.dynamic]) == 1
