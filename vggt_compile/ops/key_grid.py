@@ -37,15 +37,8 @@ def dropped_tokens(
 
     `x` is [B, H, F·(special + rows·columns), D]; `every` is the distance of the frames that keep patches.
     """
-    token = torch.arange(x.shape[2], device=x.device)
-    per_frame = special + rows * columns
-    frame, patch = token // per_frame, token % per_frame - special
-    down, right = _place(frame // every, stride, shifted)
-    stands = (frame % every == 0) & _stands(patch // columns, rows, stride[0], down, kept[0])
-    stands = stands & _stands(patch % columns, columns, stride[1], right, kept[1])
-    if first_frame:
-        stands = stands | (frame == 0)
-    return ~stands & (patch >= 0)
+    special_ones, first, stands = _roles(x, special, rows, columns, stride, kept, every, first_frame, shifted)
+    return ~(special_ones | first | stands)
 
 
 @dropped_tokens.register_fake
@@ -67,18 +60,13 @@ def window_patches(
 ) -> Tensor:
     """The tokens that stand for windows, as indices into dimension 2 of `x`; none in the first frame if that is whole.
 
-    Arguments are those of `dropped_tokens`. int64, frame by frame and in each window by window:
+    Arguments are those of `dropped_tokens`. int64, in the order of the model:
     [(⌈F/every⌉ − first_frame)·lines(rows, stride[0], kept[0])·lines(columns, stride[1], kept[1])].
     """
-    per_frame = special + rows * columns
-    frame = torch.arange(int(first_frame), cdiv(x.shape[2] // per_frame, every), device=x.device)[:, None, None]
-    down, right = _place(frame, stride, shifted)
-    row, column = (
-        torch.arange(lines(*axis), device=x.device) for axis in zip((rows, columns), stride, kept, strict=True)
-    )
-    row = _lines(row[:, None], rows, stride[0], down, kept[0])
-    column = _lines(column, columns, stride[1], right, kept[1])
-    return (frame * (every * per_frame) + special + row * columns + column).flatten()
+    special_ones, first, stands = _roles(x, special, rows, columns, stride, kept, every, first_frame, shifted)
+    frames = cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
+    count = frames * lines(rows, stride[0], kept[0]) * lines(columns, stride[1], kept[1])
+    return (stands & ~special_ones & ~first).argsort(descending=True, stable=True)[:count]
 
 
 @window_patches.register_fake
@@ -104,25 +92,31 @@ def lines(count: int, stride: int, kept: int) -> int:
     return cdiv(count, stride) if kept == 1 else count // stride * kept + torch.sym_min(count % stride, kept)
 
 
-def _place(frame: Tensor, stride: Sequence[int], shifted: bool) -> tuple[Tensor, Tensor] | tuple[int, int]:
-    """Rows and columns from the first patch of a window to the one that is kept; frames count those that keep any."""
-    return (frame // stride[1] % stride[0], frame % stride[1]) if shifted else (0, 0)
+def _roles(
+    x: Tensor,
+    special: int,
+    rows: int,
+    columns: int,
+    stride: Sequence[int],
+    kept: Sequence[int],
+    every: int,
+    first_frame: bool,
+    shifted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each token is special, a patch of a first frame that is whole, and in a place that its window keeps."""
+    token = torch.arange(x.shape[2], device=x.device)
+    per_frame = special + rows * columns
+    frame, patch = token // per_frame, token % per_frame - special
+    turn = frame // every  # counts the frames that keep any
+    down, right = (turn // stride[1] % stride[0], turn % stride[1]) if shifted else (0, 0)
+    stands = (frame % every == 0) & _stands(patch // columns, rows, stride[0], down, kept[0])
+    stands = stands & _stands(patch % columns, columns, stride[1], right, kept[1])
+    return patch < 0, (frame == 0) & (patch >= 0) & first_frame, stands
 
 
 def _stands(line: Tensor, count: int, stride: int, place: Tensor | int, kept: int) -> Tensor:
-    """Whether rows (or columns) of a grid with so many are those that their windows keep."""
-    length, place = _window(line // stride, count, stride, place)
-    return (line % stride - place) % length < kept
-
-
-def _lines(index: Tensor, count: int, stride: int, place: Tensor | int, kept: int) -> Tensor:
-    """The kept rows (or columns) of a grid with so many, by their number."""
-    window = index // kept
-    length, place = _window(window, count, stride, place)
-    return window * stride + (place + index % kept) % length
-
-
-def _window(window: Tensor, count: int, stride: int, place: Tensor | int) -> tuple[Tensor, Tensor | int]:
-    """How long windows are, and where in them the kept lines begin."""
-    length = (count - window * stride).clamp(min=1, max=stride)
-    return length, place if isinstance(place, int) else torch.minimum(place, length - 1)
+    """Whether rows (or columns) of a grid with so many are those that their windows keep, from `place` on."""
+    start = line // stride * stride
+    length = (count - start).clamp(min=1, max=stride)
+    first = place if isinstance(place, int) else torch.minimum(place, length - 1)
+    return (line - start - first) % length < kept
