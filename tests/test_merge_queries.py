@@ -9,7 +9,7 @@ import alternating
 import pytest
 import torch
 from alternating import Spec, build
-from axes import by_hand, wide_queries
+from axes import by_hand, lowered, wide_queries
 from harness import Capture, exported, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +116,26 @@ def test_equal_queries_lose_nothing() -> None:
     out = run(model, x, capture=Capture(plan=plan(cell=[3, 3]), strict=True))
     with torch.no_grad():
         torch.testing.assert_close(out, model(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["merge_queries", "merge_heads"])
+@pytest.mark.parametrize("reference", [False, True])
+def test_queries_of_special_tokens_and_of_a_reference_stay_alone(
+    method: str, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = {"layers": {"*": {"tokens": {"method": method, "reference": reference}}}}
+    site, state, values = lowered(build(ONE), scene(2), setting, monkeypatch)
+    before, after = values[site.call.q.name].unflatten(2, (5, 40)), values[state.q.name]
+    special = before[:, :, :, :5].flatten(2, 3)
+    want = torch.cat((special, before[:, :, 0, 5:]), 2) if reference else special
+    assert (state.merged.special, state.merged.reference) == (25, 35 * reference)
+    assert torch.equal(after[:, :, : want.shape[2]], want)
+    assert after.shape[2] == state.merged.queries
+
+
+def test_one_frame_is_all_reference() -> None:
+    run(build(SPEC), scene(frames=1), capture=(capture := Capture(plan=plan(reference=True))))
+    assert all("there is one frame only" in (row.reason or "") for row in capture.report.global_rows)
 
 
 def test_batch_items_do_not_mix() -> None:
