@@ -157,3 +157,23 @@ def test_the_launch_of_the_kernel_is_traced_with_symbolic_lengths() -> None:
     given = call.kwargs["kwargs"]
     for name in ("tokens", "groups"):
         assert isinstance(given[name].meta["val"], torch.SymInt), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_kernel_compiles_for_gpus_that_are_not_here(target: int, dtype: str) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from vggt_compile.ops.token_groups_kernel import LANES, ROWS, _means
+
+    constants = {"D": 64, "CHANNELS": 1024, "LANES": LANES, "ROWS": ROWS}
+    types = {"x": f"*{dtype}", "members": "*i64", "end": "*i64", "means": f"*{dtype}"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in _means.arg_names}
+    placed = {(_means.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(_means, signature, constexprs=placed)
+    made = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": 4})
+    assert "atom" not in made.asm["ptx"]
+    assert ".local" not in made.asm["ptx"]  # nothing spills
