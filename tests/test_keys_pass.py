@@ -339,7 +339,12 @@ def test_recipes_rewrite_all_global_layers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", [{"keep_first_frame": True}, {"own_key": True, "mean_key": "count", "phase": "shifted"}]
+    "setting",
+    [
+        {"keep_first_frame": True},
+        {"own_key": True, "mean_key": "count", "phase": "shifted"},
+        {"own_key": True, "mean_key": "one", "stride": [3, 3], "kept": [2, 2]},
+    ],
 )
 def test_compiled_is_what_the_rewritten_graph_computes(setting: dict) -> None:
     model, x = build(Spec(head_dim=16, pairs=1)), scene(2)
