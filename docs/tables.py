@@ -31,8 +31,11 @@ def github(rows: list[tuple[str, ...]], *headers: str) -> str:
 
 
 def recipe_table() -> str:
-    rows = [(f"`{r.name}`{' (default)' * (r.name == DEFAULT)}", r.summary, r.source) for r in recipes().values()]
-    return github(rows, "recipe", "what it does", "source")
+    rows = [
+        (f"`{r.name}`{' (default)' * (r.name == DEFAULT)}", r.summary, r.published, r.source)
+        for r in recipes().values()
+    ]
+    return github(rows, "recipe", "what it does", "what its source reports", "source")
 
 
 def recipe_plans() -> str:

@@ -16,10 +16,11 @@ import torch
 from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
-from vggt_compile.graph.parts import Parts, patch_keys_along_walk
+from vggt_compile.graph.parts import Parts
 from vggt_compile.graph.symbols import ceildiv, greatest, least, portion, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
 from vggt_compile.ops.sizes import ratio
+from vggt_compile.passes.block_operands import Keys, Queries, ordered_keys
 from vggt_compile.registry import Range, Share, method
 from vggt_compile.site import AttentionState, BlockLists, OwnKeys, Site, Size, Skip
 
@@ -147,7 +148,7 @@ class _Blocks:
     special_dense: bool = True
 
     def refusal(self, site: Site, state: AttentionState) -> str | None:
-        if state.axes and state.patch_keys is None:
+        if state.axes.keys() - {"tokens", "keys"} or (state.axes and state.patch_keys is None and state.merged is None):
             return f"blocks are not chosen after {', '.join(state.axes)} yet"
         if site.layout is None:
             return "the number of frames is unknown"
@@ -157,6 +158,10 @@ class _Blocks:
             return "there is one frame only, and keep_first_frame keeps all of it"
         if not self.special_dense and (state.axes or self.hilbert or self.keep_first_frame):
             return "special_dense=False goes with no other axis, no order='hilbert' and no keep_first_frame"
+        if self.hilbert and state.merged is not None:
+            return "order='hilbert' walks through a grid of patches, and merged tokens have left it"
+        if self.keep_first_frame and state.merged is not None and state.merged.keys is not None:
+            return "keep_first_frame knows the patches of the first frame no more once keys have merged"
         grid = site.layout.grid
         if self.hilbert and grid is None:
             return "the rows and columns of its patches are unknown, which order='hilbert' walks through"
@@ -169,10 +174,10 @@ class _Blocks:
         floor = portion(ceildiv(keys, self.k_block), ratio(self.keep))
         return least(times(greatest(floor, 1), self.k_block), keys)
 
-    def pairs(self, parts: Parts, keys: _Keys, own: OwnKeys | None) -> Size:
+    def pairs(self, queries: Queries, keys: Keys, own: OwnKeys | None) -> Size:
         """Pairs of queries and keys that are computed at least, for one batch item and head."""
-        special = times(parts.special, keys.always + keys.listed)
-        patches = times(parts.patches, keys.always + self.kept(keys.listed))
+        special = times(queries.special, keys.always + keys.listed)
+        patches = times(queries.patches, keys.always + self.kept(keys.listed))
         return special + patches + (0 if own is None else own.reads)
 
 
@@ -184,12 +189,11 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
     assert site.layout is not None
     layout = site.layout if blocks.special_dense else replace(site.layout, special=0)
     parts = Parts(layout, blocks.hilbert)
-    keys = _Keys.of(state, parts, blocks.keep_first_frame)
-    if not edit.symbols.surely_more(keys.frames, 0):
-        return Skip("no frame is sure to have patch keys that blocks could be chosen among")
+    keys = Keys.of(state, parts, blocks.keep_first_frame)
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))  # before they are copied
-    special_q, patch_q = parts.special_tokens(edit, q), parts.patch_tokens(edit, q)
-    k, v = (_ordered_keys(edit, x, state, parts) for x in (k, v))
+    queries = Queries.of(state, parts)
+    special_q, patch_q = queries.special_ones(edit, q), queries.patch_ones(edit, q)
+    k, v = (ordered_keys(edit, x, state, parts) for x in (k, v))
     always, listed = keys.always, keys.listed
     index, count = choose(patch_q, lambda: edit.call(torch.narrow, k, 2, edit.size(always), edit.size(listed)))
     shown = {"method": blocks.method, **blocks.setting}
@@ -197,50 +201,13 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
     return state.then(
         "blocks",
         shown,
-        parts.in_model_order,
+        parts.in_model_order if queries.parts is not None else None,
         q=patch_q,
         k=k,
         v=v,
-        pairs=times(site.batch, blocks.pairs(parts, keys, state.own)),
-        own=None if state.own is None else _patches_own(edit, state.own, parts),
+        pairs=times(site.batch, blocks.pairs(queries, keys, state.own)),
+        own=None if state.own is None else queries.own_of_patches(edit, state.own),
         blocks=BlockLists(index, count, always, blocks.q_block, blocks.k_block),
         dense_q=special_q,
         at_least=blocks.at_least,
     )
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """How many there are: `always` that every query reads, then `frames` of `per_frame` patches to choose among."""
-
-    always: Size
-    frames: Size
-    per_frame: Size
-
-    @property
-    def listed(self) -> Size:
-        return times(self.frames, self.per_frame)
-
-    @classmethod
-    def of(cls, state: AttentionState, parts: Parts, first_frame: bool) -> _Keys:
-        thin = state.patch_keys
-        if thin is None:
-            keys = cls(parts.special, parts.layout.frames, parts.per_frame)
-        else:
-            keys = cls(state.always, thin.frames, times(*thin.grid))
-            first_frame = first_frame and thin.from_first
-        return cls(keys.always + keys.per_frame, keys.frames - 1, keys.per_frame) if first_frame else keys
-
-
-def _ordered_keys(edit: Editor, x: Node, state: AttentionState, parts: Parts) -> Node:
-    """Keys or values with those first that every query reads, and the patches in the order of which blocks are cut."""
-    if state.patch_keys is None:
-        return parts.special_first(edit, x)
-    return patch_keys_along_walk(edit, x, state.always, state.patch_keys) if parts.hilbert else x
-
-
-def _patches_own(edit: Editor, own: OwnKeys, parts: Parts) -> OwnKeys:
-    """Own keys of the patch queries alone, in their order: special tokens have none."""
-    k, v = (parts.patch_tokens(edit, x) for x in (own.k, own.v))
-    read = parts.patch_tokens(edit, edit.call(torch.unsqueeze, own.read, 1))
-    return OwnKeys(k, v, edit.call(torch.squeeze, read, 1), own.reads)

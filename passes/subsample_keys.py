@@ -8,7 +8,6 @@ frames, RegimeVGGT (arXiv 2606.18439) lets the kept place move from frame to fra
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Literal
 
 import torch
@@ -17,11 +16,11 @@ from torch.fx import Node
 
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.edit import Editor
-from vggt_compile.graph.parts import Parts, reshaped
-from vggt_compile.graph.symbols import ceildiv, minus, times
+from vggt_compile.graph.symbols import times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
+from vggt_compile.passes.windows import Windows, of_cells, of_model
 from vggt_compile.registry import Stride, method
-from vggt_compile.site import AttentionState, OwnKeys, PatchKeys, Site, Skip
+from vggt_compile.site import AttentionState, OwnKeys, Site, Skip
 
 
 @method("keys", "grid")
@@ -31,6 +30,7 @@ def subsample_keys(
     edit: Editor,
     *,
     stride: tuple[Stride, Stride] = (2, 2),
+    kept: tuple[Stride, Stride] = (1, 1),
     phase: Literal["fixed", "shifted"] = "fixed",
     frames: Stride = 1,
     keep_first_frame: bool = False,
@@ -38,21 +38,27 @@ def subsample_keys(
     mean_key: Literal["none", "one", "count"] = "none",
 ) -> AttentionState | Skip:
     """Queries read special tokens, and one patch of each window of `stride` patches, in every n-th of `frames`."""
-    refusal = _refusal(site, state, keep_first_frame)
+    refusal = _refusal(site, state, keep_first_frame, own_key, mean_key != "none")
     if refusal is not None:
         return Skip(refusal)
-    grid = _Grid(site, edit, stride, frames, keep_first_frame, phase == "shifted")
+    place = of_cells(state) if state.merged is not None and state.merged.keys is not None else of_model(site)
+    grid = Windows(edit, place, stride, kept, frames, keep_first_frame, phase == "shifted")
     k, v = (edit.cast(x, site.dtype) for x in (state.k, state.v))  # before they are copied
     own, weight, means = None, None, None
     if grid.dropped != 0 and (own_key or mean_key != "none"):
-        dropped = edit.call(torch.ops.vggt_compile.dropped_tokens.default, k, *grid.arguments())
+        dropped = grid.dropped_keys(k)
         own = OwnKeys(k, v, dropped, grid.dropped) if own_key else None
         if mean_key != "none":
             means, weight = _means(edit, grid, k, v, dropped, many=mean_key == "count")
     thin_k, thin_v = (grid.thinned(x, mean) for x, mean in zip((k, v), means or (None, None), strict=True))
+    if state.key_log_weight is not None:
+        weight = edit.call(torch.unsqueeze, state.key_log_weight, -1)
+        weight = edit.call(torch.squeeze, grid.thinned(weight, None), -1)
     always = grid.first + (0 if means is None else 1)
-    pairs = times(site.tokens, always + grid.count) + (0 if own is None else own.reads)
+    queries = site.tokens if state.merged is None or state.merged.queries is None else state.merged.queries
+    pairs = times(queries, always + grid.count) + (0 if own is None else own.reads)
     shown: dict[str, Any] = {"method": "grid", "stride": list(stride)}
+    shown |= {"kept": list(kept)} if kept != (1, 1) else {}
     shown |= {"phase": phase} if phase != "fixed" else {}
     shown |= {"frames": frames} if frames != 1 else {}
     shown |= {"keep_first_frame": True} if keep_first_frame else {}
@@ -71,8 +77,8 @@ def subsample_keys(
     )
 
 
-def _refusal(site: Site, state: AttentionState, keep_first_frame: bool) -> str | None:
-    if state.axes:
+def _refusal(site: Site, state: AttentionState, keep_first_frame: bool, own: bool, mean: bool) -> str | None:
+    if state.axes.keys() - {"tokens"}:
         return f"keys are not thinned after another axis yet, and {', '.join(state.axes)} acted before"
     if site.layout is None:
         return "the number of frames is unknown"
@@ -80,72 +86,18 @@ def _refusal(site: Site, state: AttentionState, keep_first_frame: bool) -> str |
         return "the grid of patches in a frame is unknown"
     if keep_first_frame and site.layout.frames == 1:
         return "there is one frame only, and keep_first_frame keeps all of it"
+    merged = state.merged
+    if merged is not None and merged.keys is not None and merged.cells is None:
+        return "its keys have merged in each head by itself, and those that are left lie in no grid"
+    if own and merged is not None and merged.queries is not None and merged.keys is None:
+        return "own_key asks for the key of a query's own token, and its queries have merged"
+    if (own or mean) and state.key_log_weight is not None:
+        return "own_key and mean_key count every key once, and its merged keys weigh as much as their tokens"
     return None
 
 
-class _Grid:
-    """How many keys are kept and dropped, and how the kept ones are taken out of the model's order of tokens.
-
-    Attributes:
-        first: special keys of all frames, and the patches of the first frame if it is whole.
-        windows: the other keys, one for each window of patches.
-        count: how many windows that is.
-        dropped: patches without a key.
-    """
-
-    def __init__(
-        self, site: Site, edit: Editor, stride: tuple[int, int], every: int, first_frame: bool, shifted: bool
-    ) -> None:
-        layout = site.layout
-        assert layout is not None
-        assert layout.grid is not None
-        self.edit, self.parts, self.frames, self.grid = edit, Parts(layout), layout.frames, layout.grid
-        self.stride, self.every, self.first_frame, self.shifted = stride, every, first_frame, shifted
-        self.first = self.parts.special + (self.parts.per_frame if first_frame else 0)
-        rows, columns = map(ceildiv, layout.grid, stride)
-        self.windows = PatchKeys(ceildiv(layout.frames, every) - int(first_frame), (rows, columns), not first_frame)
-        self.count = times(self.windows.frames, rows, columns)
-        self.dropped = minus(site.tokens, self.first + self.count)
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What the operators of `ops/key_grid.py` want to know beside the tokens."""
-        special, rows, columns = map(self.edit.size, (self.parts.each_special, *self.grid))
-        return special, rows, columns, list(self.stride), self.every, self.first_frame, self.shifted
-
-    def surely_drops(self) -> bool:
-        """Whether some patch is dropped whatever values the sizes take."""
-        several = [self.edit.symbols.surely_more(size, 1) for size in (self.frames, *self.grid)]
-        thins = any(many and step > 1 for many, step in zip(several, (self.every, *self.stride), strict=True))
-        return thins and (several[0] or not self.first_frame)
-
-    def thinned(self, x: Node, mean: Node | None) -> Node:
-        """[B, H, F·P, D] → [B, H, kept, D]: special tokens, the first frame's patches if whole, the mean, windows."""
-        edit, first_frame = self.edit, None
-        if self.first_frame:
-            start, count = map(edit.size, (self.parts.each_special, self.parts.per_frame))
-            first_frame = edit.call(torch.narrow, x, 2, start, count)
-        # Views would guard on whether the first frame is the only one of every so many.
-        gathers = self.shifted or (self.first_frame and self.every > 1)
-        windows = self._gathered(x) if gathers else self._strided(x)
-        parts = (self.parts.special_tokens(edit, x), first_frame, mean, windows)
-        return edit.call(torch.cat, [part for part in parts if part is not None], 2)
-
-    def _gathered(self, x: Node) -> Node:
-        index = self.edit.call(torch.ops.vggt_compile.window_patches.default, x, *self.arguments())
-        return self.edit.call(torch.index_select, x, 2, index)
-
-    def _strided(self, x: Node) -> Node:
-        """The same as strided views: their one copy is part of the concatenation in the end."""
-        edit = self.edit
-        grid = reshaped(edit, self.parts.framed_patches(edit, x), *self.grid)
-        every = slice(int(self.first_frame), None, self.every)
-        down, right = (slice(None, None, step) for step in self.stride)
-        kept = edit.call(operator.getitem, grid, (..., every, down, right, slice(None)))
-        return reshaped(edit, kept, self.count, over=3)
-
-
 def _means(
-    edit: Editor, grid: _Grid, k: Node, v: Node, dropped: Node, *, many: bool
+    edit: Editor, grid: Windows, k: Node, v: Node, dropped: Node, *, many: bool
 ) -> tuple[tuple[Node, Node], Node | None]:
     """Means [B, H, 1, D] of the dropped keys and values, and log-weights [keys], None where all are 0.
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 
@@ -17,10 +18,17 @@ def keeps(frame: int, row: int, column: int, grid: tuple[int, int], setting: dic
         return False
     down, right = setting.get("stride", (2, 2))
     turn = frame // setting.get("frames", 1) if setting.get("phase") == "shifted" else 0
-    window_row, window_column = row - row % down, column - column % right
-    place_row = min(window_row + turn // right % down, grid[0] - 1)
-    place_column = min(window_column + turn % right, grid[1] - 1)
-    return (row, column) == (place_row, place_column)
+    starts, (tall, wide) = (turn // right % down, turn % right), setting.get("kept", (1, 1))
+    return row in stands(row, grid[0], down, starts[0], tall) and column in stands(
+        column, grid[1], right, starts[1], wide
+    )
+
+
+def stands(line: int, count: int, stride: int, start: int, number: int) -> list[int]:
+    """The rows (or columns) that the window of one keeps, from `start` on and again from its begin."""
+    window = list(range(line - line % stride, min(count, line - line % stride + stride)))
+    first = min(start, len(window) - 1)
+    return [*window[first:], *window[:first]][:number]
 
 
 def kept(frames: int, grid: tuple[int, int], special: int, setting: dict) -> Tensor:
@@ -36,15 +44,22 @@ def kept(frames: int, grid: tuple[int, int], special: int, setting: dict) -> Ten
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, read: Tensor, allowed: Tensor, setting: dict[str, Any], scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    read: Tensor,
+    allowed: Tensor,
+    setting: dict[str, Any],
+    scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention in the model's order of tokens under a mask `allowed`, with own keys and the mean key of a setting.
+    """Attention under a mask `allowed` [queries, keys], with own keys and the mean key of a setting.
 
-    `read` [N] are the tokens that kept their key.
+    `read` [keys] are those that are kept; `bias` [keys] is added to their logits.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    own = torch.diag(~read) if setting.get("own_key") else torch.zeros(len(read), len(read), dtype=torch.bool)
-    logits = (q @ k.mT * scale).masked_fill(~(allowed | own), -math.inf)
+    allowed = allowed | torch.diag(~read) if setting.get("own_key") else allowed
+    logits = (q @ k.mT * scale + (0 if bias is None else bias)).masked_fill(~allowed, -math.inf)
     dropped = int((~read).sum())
     if setting.get("mean_key", "none") != "none" and dropped:
         weight = dropped if setting["mean_key"] == "count" else 1
@@ -52,3 +67,17 @@ def attention(
         logits = torch.cat((logits, q @ mean_k.mT * scale + math.log(weight)), -1)
         v = torch.cat((v, mean_v), 2)
     return logits.softmax(-1) @ v
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[int, tuple[int, int], int, dict]:
+    """Frames, grid, special tokens, and where on them the keys are."""
+    size = st.integers(1, 6)
+    setting = {
+        "stride": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        "kept": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "frames": draw(st.integers(1, 4)),
+        "phase": draw(st.sampled_from(["fixed", "shifted"])),
+        "keep_first_frame": draw(st.booleans()),
+    }
+    return draw(size), (draw(size), draw(size)), draw(st.integers(0, 3)), setting

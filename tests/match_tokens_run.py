@@ -24,6 +24,8 @@ SHAPES = [
     (1, 5, 2 * TILE, 64),
     (1, 3, TILE + 3, 264),
 ]
+RUNS = [(3, 2), (ROWS - 20, 40)]
+"""Sources and destinations that are matched with each other only."""
 DTYPES = [torch.float32, torch.float16]
 
 
@@ -35,19 +37,25 @@ def exact(batch: int, count: int, channels: int, seed: int) -> Tensor:
     return torch.zeros(batch, count, channels).scatter(-1, place, sign)
 
 
+def runs(shape: tuple[int, int, int, int]) -> list[tuple[int | None, int | None]]:
+    """None, and those of which every run of sources has a destination."""
+    return [(None, None), *((s, d) for s, d in RUNS if (shape[1] - 1) // s * d < shape[2])]
+
+
 def agrees(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
     """Fails unless kernel and definition find the same destinations, on a CPU in the interpreter."""
     batch, sources, destinations, channels = shape
     source = exact(batch, sources, channels, seed=0).to(dtype)
     destination = exact(batch, destinations, channels, seed=1).to(dtype)
-    want = reference(source, destination)
-    if device == "cpu":
-        got = launch(source, destination, wrap=lambda kernel: kernel)
-    else:
-        got = launch(source.to(device), destination.to(device))
-    for mine, theirs in zip(got, want, strict=True):
-        assert mine.dtype == theirs.dtype
-        assert torch.equal(mine.cpu(), theirs), (shape, dtype)
+    for run in runs(shape):
+        want = reference(source, destination, *run)
+        if device == "cpu":
+            got = launch(source, destination, *run, wrap=lambda kernel: kernel)
+        else:
+            got = launch(source.to(device), destination.to(device), *run)
+        for mine, theirs in zip(got, want, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert torch.equal(mine.cpu(), theirs), (shape, dtype, run)
 
 
 def main() -> None:

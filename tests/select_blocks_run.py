@@ -14,7 +14,7 @@ import torch
 from vggt_compile.ops.select_blocks import SLACK, best_blocks, budget
 from vggt_compile.ops.select_blocks_kernel import ROWS, TILE, launch
 
-SHAPES = [(1, 1, 1, 1, 16), (1, 2, 3, 7, 8), (2, 1, ROWS + 2, TILE + 1, 16), (1, 1, 5, 2 * TILE, 64)]
+SHAPES = [(1, 1, 1, 1, 16), (1, 2, 3, 7, 8), (2, 1, ROWS + 2, TILE + 1, 16), (1, 1, 5, 2 * TILE, 64), (1, 2, 5, 0, 16)]
 CHOICES = [
     # keep, cdf, most, reach
     (0.25, 0.0, 0.5, False),

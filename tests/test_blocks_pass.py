@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from alternating import Spec, build
-from harness import Capture, exported, nodes, run, swapped
+from axes import BareTrunk, attention_over_frames, by_hand, wide_queries
+from harness import Capture, exported, nodes, run
 from modelutils import images as pictures
 from modelutils import randomized, worst
 from numerics import assert_as_accurate
@@ -73,11 +74,6 @@ def confined(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
     return core
-
-
-def by_hand(model: nn.Module, x: Tensor, core: Callable) -> Tensor:
-    with torch.no_grad(), swapped(model, core):
-        return model(x)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -146,11 +142,6 @@ def test_batch_items_do_not_mix() -> None:
         torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def wide_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q and k come out of a norm in float32, v stays in what autocast made of it."""
-    return F.scaled_dot_product_attention(q.float() * 1.0, k.float() * 1.0, v)
-
-
 @pytest.mark.parametrize("core", [alternating.sdpa, wide_queries])
 @pytest.mark.parametrize("context", [contextlib.nullcontext, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
 def test_dtypes_and_autocast(context: Callable, core: Callable) -> None:
@@ -191,20 +182,6 @@ def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
     assert len(report.rewritten) == 2
     hand = confined(4, 5, lambda q, k: select_blocks(q, k, 0.25, **BLOCKS))
     torch.testing.assert_close(gm(x), by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
-
-
-@contextlib.contextmanager
-def attention_over_frames(tokens: int, core: Callable) -> Iterator[None]:
-    """Within the block every attention over so many tokens is `core`."""
-
-    class Swap(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is F.scaled_dot_product_attention and args[0].shape[-2] == tokens and not (kwargs or {}):
-                return core(*args)
-            return func(*args, **(kwargs or {}))
-
-    with Swap():
-        yield
 
 
 @pytest.mark.parametrize("make", [vggt, pi3])
@@ -279,21 +256,8 @@ def test_a_walk_keeps_frames_symbolic_and_needs_a_grid_of_numbers() -> None:
 def test_a_walk_needs_to_know_the_grid() -> None:
     """A family tells the special tokens, but the patch embedding is in another graph."""
 
-    class Trunk(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            source = build(Spec(head_dim=16))
-            self.frame_blocks, self.global_blocks = source.frame_blocks, source.global_blocks
-
-        def forward(self, x: Tensor) -> Tensor:
-            batch, frames, tokens, width = x.shape
-            for inner, outer in zip(self.frame_blocks, self.global_blocks, strict=True):
-                x = inner(x.reshape(batch * frames, tokens, width))
-                x = outer(x.reshape(batch, frames * tokens, width)).reshape(batch, frames, tokens, width)
-            return x
-
     capture = Capture(plan=plan(order="hilbert"))
-    run(Trunk(), torch.randn(2, 3, 9, 32), capture=capture)
+    run(BareTrunk(SPEC, "vggt"), torch.randn(2, 3, 9, 32), capture=capture)
     reason = "the rows and columns of its patches are unknown, which order='hilbert' walks through"
     assert [row.reason for row in capture.report.global_rows] == [reason] * 2
 
@@ -451,20 +415,8 @@ def test_one_frame_cannot_be_kept_whole_and_chosen_from() -> None:
 def test_unknown_special_tokens_are_refused() -> None:
     """Without the patch embedding in the graph, and without a family, nobody tells."""
 
-    class Trunk(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.source = build(Spec(names="hidden", head_dim=16))
-
-        def forward(self, x: Tensor) -> Tensor:
-            batch, frames, tokens, width = x.shape
-            for inner, outer in zip(self.source.a, self.source.b, strict=True):
-                x = inner(x.reshape(batch * frames, tokens, width))
-                x = outer(x.reshape(batch, frames * tokens, width)).reshape(batch, frames, tokens, width)
-            return x
-
     capture = Capture(plan=plan())
-    run(Trunk(), torch.randn(2, 3, 9, 32), capture=capture)
+    run(BareTrunk(SPEC, "hidden"), torch.randn(2, 3, 9, 32), capture=capture)
     assert [row.reason for row in capture.report.global_rows] == [
         "the number of special tokens in a frame is unknown"
     ] * 2

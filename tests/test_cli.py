@@ -82,7 +82,7 @@ def test_recipes_are_listed(capsys):
     assert main(["recipes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"dense", "g2f"} <= {recipe["name"] for recipe in listed["recipes"]}
-    assert set(listed["recipes"][0]) == {"name", "summary", "source", "plan"}
+    assert set(listed["recipes"][0]) == {"name", "summary", "source", "published", "measured", "plan"}
     assert listed["default"] == "g2f"
 
 

@@ -77,10 +77,10 @@ def test_density_of_lists_of_no_block_and_of_all() -> None:
     torch.testing.assert_close(unread, torch.full((1, 2), (10 * 1 + 2 * 8) / (12 * 8)))
 
 
-def test_density_is_of_the_keys_there_were_before_some_were_dropped() -> None:
+def test_density_is_of_the_tokens_there_were_before_some_merged_or_were_dropped() -> None:
     index, count = random_blocks(torch.randn(1, 2, 10, 8), torch.randn(1, 2, 7, 8), 1.0, 0, 4, 2)
-    share = density(index, count, 10, 8, 1, 4, 2, 3, own_keys=5, of_keys=20)
-    torch.testing.assert_close(share, torch.full((1, 2), (13 * 8 + 5) / (13 * 20)))
+    share = density(index, count, 10, 8, 1, 4, 2, 3, own_keys=5, of_tokens=20)
+    torch.testing.assert_close(share, torch.full((1, 2), (13 * 8 + 5) / (20 * 20)))
 
 
 def test_density_has_the_shape_that_tracing_is_told() -> None:

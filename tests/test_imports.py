@@ -29,7 +29,7 @@ DRAWING = """
     dry_run → backend
     backend → breaks densities recipes rewrite sources families.trace
     breaks → report families.shims graph
-    recipes → plan
+    recipes → plan published
     rewrite → graph plan report passes.lift_attention ops
     sources → registry
     passes → registry graph ops
@@ -40,6 +40,7 @@ DRAWING = """
     registry → site errors
     densities → report
     report →
+    published →
     ops →
     datasets → models errors
     metrics →

@@ -13,12 +13,13 @@ import keys_oracle
 import pytest
 import torch
 from alternating import Spec, build
-from harness import Capture, exported, nodes, run, swapped
+from axes import by_hand, wide_queries
+from harness import Capture, exported, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelutils import images as pictures
 from modelutils import randomized, worst
-from torch import Tensor, nn
+from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_densities, collect_reports, vggt_sparse
@@ -71,11 +72,6 @@ def joined(frames: int, grid: tuple[int, int], keys: dict, blocks: dict, special
         return keys_oracle.attention(q, k, v, read, allowed, keys, scale)
 
     return core
-
-
-def by_hand(model: nn.Module, x: Tensor, core: Callable) -> Tensor:
-    with torch.no_grad(), swapped(model, core):
-        return model(x)
 
 
 KEYS: list[dict[str, Any]] = [
@@ -182,11 +178,6 @@ def test_scale_is_carried() -> None:
     torch.testing.assert_close(out, by_hand(model, x, lambda q, k, v: hand(q, k, v, scale=0.3)), rtol=1e-6, atol=1e-7)
 
 
-def wide_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q and k come out of a norm in float32, v stays in what autocast made of it."""
-    return alternating.sdpa(q.float() * 1.0, k.float() * 1.0, v)
-
-
 @pytest.mark.parametrize("core", [alternating.sdpa, wide_queries])
 def test_autocast(core: Callable) -> None:
     keys = {"own_key": True, "mean_key": "count", "keep_first_frame": True}
@@ -262,22 +253,27 @@ def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
     torch.testing.assert_close(gm(x), by_hand(model, x, joined(4, (5, 7), keys, blocks)), rtol=1e-4, atol=1e-5)
 
 
-# What is refused
-
-REASON = "no frame is sure to have patch keys that blocks could be chosen among"
 EMPTY: list[tuple[dict, dict, int, bool]] = [
     ({"frames": 4, "keep_first_frame": True}, {}, 4, False),
-    ({"frames": 4}, {"keep_first_frame": True}, 4, False),
-    ({"frames": 2, "keep_first_frame": True}, {}, 4, True),  # there might be two frames
+    ({"frames": 4}, {"keep_first_frame": True, "cdf": 0.5}, 4, False),
+    ({"frames": 4, "own_key": True}, {"keep_first_frame": True, "method": "random", "keep": 0.5, "seed": 1}, 3, False),
+    ({"frames": 2, "keep_first_frame": True}, {}, 2, True),
 ]
 
 
 @pytest.mark.parametrize(("keys", "blocks", "frames", "dynamic"), EMPTY)
-def test_there_must_be_keys_to_choose_among(keys: dict, blocks: dict, frames: int, dynamic: bool) -> None:
-    capture = Capture(plan=plan(keys, blocks))
-    run(build(SPEC), scene(frames=frames), capture=capture, dynamic=dynamic)
-    assert [row.reason for row in capture.report.global_rows] == [REASON] * 2
-    assert nodes(capture.graphs[0]) == capture.before[0]
+def test_no_block_is_chosen_where_all_keys_are_always_read(
+    keys: dict, blocks: dict, frames: int, dynamic: bool
+) -> None:
+    model, x = build(SPEC).double(), scene(frames=frames).double()
+    capture = Capture(plan=plan(keys, blocks), strict=True)
+    out = run(model, x, capture=capture, dynamic=dynamic)
+    torch._dynamo.reset()
+    alone = run(model, x, capture=Capture(plan=plan(keys, None), strict=True))
+    torch.testing.assert_close(out, alone, rtol=1e-9, atol=1e-10)
+
+
+# What is refused
 
 
 def test_all_three_axes_are_refused() -> None:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import alternating
 import keys_oracle as oracle
 import pytest
 import torch
-import torch.nn.functional as F
 from alternating import Spec, build
-from harness import Capture, exported, nodes, run, swapped
+from axes import BareTrunk, attention_over_frames, by_hand, lowered, wide_queries
+from harness import Capture, exported, nodes, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keys_oracle import kept
+from keys_oracle import grids, kept
 from modelutils import images as pictures
 from modelutils import randomized, worst
 from numerics import assert_as_accurate
-from torch import Tensor, nn
+from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_reports, explain, vggt_sparse
 from vggt_compile.errors import NotRewritten, PlanError
 from vggt_compile.models import pi3, vggt
-from vggt_compile.ops.key_grid import dropped_tokens, window_patches
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import recipes
-from vggt_compile.rewrite import _GraphRewrite
-from vggt_compile.site import AttentionState, Site
 from vggt_compile.sources import _files
 
 SPEC = Spec(head_dim=16)
@@ -54,11 +50,6 @@ def thinned(frames: int, grid: tuple[int, int], setting: dict, special: int = 5)
     return core
 
 
-def by_hand(model: nn.Module, x: Tensor, core: Callable) -> Tensor:
-    with torch.no_grad(), swapped(model, core):
-        return model(x)
-
-
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"stride": [1, 2]},
@@ -68,6 +59,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"own_key": True, "mean_key": "one", "keep_first_frame": True},
     {"own_key": True, "mean_key": "count", "frames": 2},
     {"phase": "shifted"},
+    {"stride": [3, 3], "kept": [2, 2], "phase": "shifted", "own_key": True, "mean_key": "count"},
+    {"stride": [4, 3], "kept": [3, 5], "frames": 2},
     {"phase": "shifted", "stride": [2, 3], "own_key": True, "mean_key": "count", "keep_first_frame": True},
     {"phase": "shifted", "frames": 2, "own_key": True, "mean_key": "one"},
     {"stride": [1, 1], "frames": 3, "keep_first_frame": True},
@@ -86,60 +79,6 @@ def test_thinned_keys_are_a_mask(setting: dict, batch: int, special: int) -> Non
     torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-6, atol=1e-7)  # the log-weight is fp32
     with torch.no_grad():
         assert (out - model(x)).abs().max() > 1e-3
-
-
-@st.composite
-def grids(draw: st.DrawFn) -> tuple[int, tuple[int, int], int, dict]:
-    """Frames, grid, special tokens, and where on them the keys are."""
-    size = st.integers(1, 6)
-    setting = {
-        "stride": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
-        "frames": draw(st.integers(1, 4)),
-        "phase": draw(st.sampled_from(["fixed", "shifted"])),
-        "keep_first_frame": draw(st.booleans()),
-    }
-    return draw(size), (draw(size), draw(size)), draw(st.integers(0, 3)), setting
-
-
-def places(frames: int, grid: tuple[int, int], special: int, setting: dict) -> tuple:
-    """Arguments of the operators."""
-    x = torch.empty(1, 1, frames * (special + grid[0] * grid[1]), 1)
-    where = (setting["stride"], setting["frames"], setting["keep_first_frame"], setting["phase"] == "shifted")
-    return x, special, *grid, *where
-
-
-@given(grids())
-@settings(max_examples=200, deadline=None)
-def test_each_token_is_kept_or_dropped(case: tuple[int, tuple[int, int], int, dict]) -> None:
-    frames, grid, special, setting = case
-    dropped = dropped_tokens(*places(*case))
-    assert torch.equal(~dropped, kept(*case))
-    found = window_patches(*places(*case)).tolist()
-    assert len(set(found)) == len(found)
-    per_frame = special + grid[0] * grid[1]
-    first = per_frame if setting["keep_first_frame"] else 0
-    patches = [i for i in range(first, frames * per_frame) if i % per_frame >= special]
-    assert sorted(found) == [i for i in patches if not dropped[i]]
-
-
-@given(grids())
-@settings(max_examples=50, deadline=None)
-def test_every_special_token_and_one_patch_of_each_window_are_kept(case: tuple) -> None:
-    frames, grid, special, setting = case
-    read = kept(*case).view(frames, -1)
-    assert torch.equal(read, ~dropped_tokens(*places(*case)).view(frames, -1))
-    assert read[:, :special].all()
-    down, right = setting["stride"]
-    windows = math.ceil(grid[0] / down) * math.ceil(grid[1] / right)
-    for frame in range(bool(setting["keep_first_frame"]), frames):
-        patches = read[frame, special:].sum()
-        assert patches == (0 if frame % setting["frames"] else windows)
-
-
-def test_shifted_places_visit_a_whole_window() -> None:
-    setting = {"stride": (2, 3), "frames": 2, "phase": "shifted", "keep_first_frame": False}
-    read = kept(12, (4, 6), 1, setting).view(12, -1)[::2, 1:]
-    assert torch.equal(read.sum(0), torch.ones(24, dtype=torch.int64))
 
 
 @given(case=grids(), own=st.booleans(), mean=st.sampled_from(["none", "one", "count"]), batch=st.integers(1, 2))
@@ -207,11 +146,6 @@ def test_scale_is_carried() -> None:
     torch.testing.assert_close(out, by_hand(model, x, lambda q, k, v: hand(q, k, v, scale=0.3)), rtol=1e-6, atol=1e-7)
 
 
-def wide_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q and k come out of a norm in float32, v stays in what autocast made of it."""
-    return alternating.sdpa(q.float() * 1.0, k.float() * 1.0, v)
-
-
 @pytest.mark.parametrize("setting", [{}, {"own_key": True, "mean_key": "count", "phase": "shifted"}])
 @pytest.mark.parametrize("core", [alternating.sdpa, wide_queries])
 @pytest.mark.parametrize("context", [contextlib.nullcontext, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
@@ -258,20 +192,6 @@ def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
     torch.testing.assert_close(gm(x), by_hand(model, x, thinned(4, (5, 7), setting)), rtol=1e-4, atol=1e-5)
 
 
-@contextlib.contextmanager
-def attention_over_frames(tokens: int, core: Callable) -> Iterator[None]:
-    """Within the block every attention over so many tokens is `core`."""
-
-    class Swap(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is F.scaled_dot_product_attention and args[0].shape[-2] == tokens and not (kwargs or {}):
-                return core(*args)
-            return func(*args, **(kwargs or {}))
-
-    with Swap():
-        yield
-
-
 @pytest.mark.parametrize("make", [vggt, pi3])
 def test_the_models_of_this_package(make: Callable) -> None:
     model, x = randomized(make("tiny")), pictures(1, 3, 3, 56, 70)
@@ -297,25 +217,9 @@ def test_the_order_of_frames_does_not_matter(setting: dict) -> None:
 
 def test_keys_for_every_query_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Special ones, the first frame, the mean; axes that act later may choose among the others only."""
-    states, values = [], {}
-    lower = _GraphRewrite._lower
-
-    def watch(self: _GraphRewrite, site: Site, state: AttentionState) -> None:
-        states.append((site.call.k, state))
-        lower(self, site, state)
-
-    class Watch(torch.fx.Interpreter):
-        def run_node(self, node: torch.fx.Node) -> Any:
-            values[node.name] = super().run_node(node)
-            return values[node.name]
-
-    monkeypatch.setattr(_GraphRewrite, "_lower", watch)
     setting = {"keep_first_frame": True, "mean_key": "count", "own_key": True}
-    model, x = build(Spec(head_dim=16, pairs=1)), scene()
-    gm, _ = exported(model, x, plan(**setting))
-    Watch(gm).run(x)
-    ((old, state),) = states
-    before, after = values[old.name], values[state.k.name]
+    site, state, values = lowered(build(Spec(head_dim=16, pairs=1)), scene(), plan(**setting), monkeypatch)
+    before, after = values[site.call.k.name], values[state.k.name]
     frames = before.unflatten(2, (4, 40))
     special = frames[:, :, :, :5].flatten(2, 3)
     mean = before[:, :, ~kept(4, (5, 7), 5, setting)].mean(2, keepdim=True)
@@ -367,24 +271,7 @@ def test_one_frame_cannot_be_kept_whole_and_thinned() -> None:
 @pytest.mark.parametrize("names", ["hidden", "vggt"])
 def test_an_unknown_grid_is_refused(names: str) -> None:
     """Without the patch embedding in the graph nobody tells, though a family may know the special tokens."""
-
-    class Trunk(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            source = build(Spec(head_dim=16))
-            inner, outer = ("frame_blocks", "global_blocks") if names == "vggt" else ("a", "b")
-            self.add_module(inner, source.frame_blocks)
-            self.add_module(outer, source.global_blocks)
-            self.inner, self.outer = inner, outer
-
-        def forward(self, x: Tensor) -> Tensor:
-            batch, frames, tokens, width = x.shape
-            for inner, outer in zip(getattr(self, self.inner), getattr(self, self.outer), strict=True):
-                x = inner(x.reshape(batch * frames, tokens, width))
-                x = outer(x.reshape(batch, frames * tokens, width)).reshape(batch, frames, tokens, width)
-            return x
-
-    run(Trunk(), torch.randn(2, 3, 9, 32), capture=(capture := Capture(plan=plan())))
+    run(BareTrunk(Spec(head_dim=16), names), torch.randn(2, 3, 9, 32), capture=(capture := Capture(plan=plan())))
     reasons = [row.reason for row in capture.report.global_rows]
     assert reasons == ["the grid of patches in a frame is unknown"] * 2
 
@@ -452,7 +339,12 @@ def test_recipes_rewrite_all_global_layers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", [{"keep_first_frame": True}, {"own_key": True, "mean_key": "count", "phase": "shifted"}]
+    "setting",
+    [
+        {"keep_first_frame": True},
+        {"own_key": True, "mean_key": "count", "phase": "shifted"},
+        {"own_key": True, "mean_key": "one", "stride": [3, 3], "kept": [2, 2]},
+    ],
 )
 def test_compiled_is_what_the_rewritten_graph_computes(setting: dict) -> None:
     model, x = build(Spec(head_dim=16, pairs=1)), scene(2)

@@ -53,6 +53,19 @@ def test_each_source_finds_the_first_of_the_most_similar(batch: int, sources: in
     assert similarity.tolist() == products
 
 
+@given(st.integers(1, 2), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+@settings(max_examples=30)
+def test_runs_are_matched_each_for_itself(batch: int, sources: int, source_run: int, run: int, seed: int) -> None:
+    targets = -(-sources // source_run) * run - seed % run  # the last run of destinations may be shorter
+    source, destination = exact(batch, sources, 6, seed), exact(batch, targets, 6, seed + 100)
+    index, similarity = match_tokens(source, destination, source_run, run)
+    for i in range(-(-sources // source_run)):
+        mine, theirs = slice(i * source_run, (i + 1) * source_run), slice(i * run, (i + 1) * run)
+        alone = match_tokens(source[:, mine], destination[:, theirs])
+        assert torch.equal(index[:, mine], alone[0] + i * run)
+        assert torch.equal(similarity[:, mine], alone[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_similarities_are_products_of_tokens_of_length_one_in_their_dtype(dtype: torch.dtype) -> None:
     source, destination = noise(2, 50, 24).to(dtype), noise(2, 70, 24, seed=1).to(dtype)
@@ -97,7 +110,9 @@ def test_a_token_of_zeros_is_similar_to_nothing() -> None:
 
 
 def test_the_operator_is_one_that_torch_knows() -> None:
-    torch.library.opcheck(torch.ops.vggt_compile.match_tokens.default, (noise(2, 9, 8), noise(2, 12, 8, seed=1)))
+    for runs in ((), (3, 4)):
+        given = (noise(2, 9, 8), noise(2, 12, 8, seed=1), *runs)
+        torch.library.opcheck(torch.ops.vggt_compile.match_tokens.default, given)
 
 
 @pytest.mark.slow

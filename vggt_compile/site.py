@@ -122,7 +122,7 @@ class OwnKeys:
 
 @dataclass(frozen=True)
 class PatchKeys:
-    """How the keys after the first ones, which all queries read, lie: frame by frame in a grid, all of one weight.
+    """How the keys after the first ones, which all queries read, lie: frame by frame in a grid.
 
     Attributes:
         frames: that have keys here.
@@ -136,6 +136,23 @@ class PatchKeys:
 
 
 @dataclass(frozen=True)
+class MergedTokens:
+    """How queries and keys lie once similar ones have merged: special ones first, then a first frame that is whole.
+
+    Attributes:
+        special, reference: how many these are; no reference where the first frame merges as the others do.
+        queries, keys: how many are left of each, None where they are the model's, in its order.
+        cells: where, among the keys, those begin that stand for cells of a grid, and how these lie; None without any.
+    """
+
+    special: Size
+    reference: Size
+    queries: Size | None = None
+    keys: Size | None = None
+    cells: tuple[Size, PatchKeys] | None = None
+
+
+@dataclass(frozen=True)
 class AttentionState:
     """What a pass receives and returns: the operands of the attention to come, and the way back to the query order.
 
@@ -145,10 +162,12 @@ class AttentionState:
         axes: what was done so far, axis → setting, for the report.
         pairs: query-key pairs that the attention computes, over all batch items, for one head.
         always: so many of the keys, the first ones, are for every query, whatever an axis chooses among the others.
+        merged: how queries and keys lie where tokens have merged, None where none have.
         patch_keys: what the keys after those are, once an axis has put them in that order; the queries are still the
             model's. None for keys in the model's order, and for any other order.
         own: what single queries read beside the keys `k`, None where nothing.
-        key_log_weight: [keys] fp32 node that is added to the logits, None where all keys weigh the same.
+        key_log_weight: [keys] or [B', 1 or H, keys] fp32 node that is added to the logits, None where all keys weigh
+            the same.
         blocks: what the queries `q` read of the keys, None where they read all.
         dense_q: [B', H, M, D] node of queries that read all keys `k` and no others. Their rows come first in the output
             that `restores` see.
@@ -162,6 +181,7 @@ class AttentionState:
     restores: tuple[Restore, ...] = ()
     axes: dict[str, Any] = field(default_factory=dict)
     always: Size = 0
+    merged: MergedTokens | None = None
     patch_keys: PatchKeys | None = None
     own: OwnKeys | None = None
     key_log_weight: Node | None = None

@@ -22,7 +22,7 @@ def density(
     k_block: int = 64,
     dense_queries: int = 0,
     own_keys: int = 0,
-    of_keys: int | None = None,
+    of_tokens: int | None = None,
 ) -> Tensor:
     """The share of pairs that an attention reads, for each batch item and head, [B, H] fp32.
 
@@ -36,7 +36,8 @@ def density(
         keys: all keys, with the first `always`, which belong to no block and are read by every query.
         dense_queries: further queries, which read every key.
         own_keys: how many queries read a key of their own beside these.
-        of_keys: how many keys the share is of, where some were dropped before; `keys` where None.
+        of_tokens: the share is of the pairs of so many queries and keys, where some were dropped or have merged before;
+            of those that there are where None.
     """
     device, blocks = block_count.device, cdiv(keys - always, k_block)
     rows = (queries - torch.arange(block_count.shape[-1], device=device) * q_block).clamp(max=q_block)
@@ -44,7 +45,8 @@ def density(
     short = ((last == blocks - 1) & (block_count > 0)) * (blocks * k_block - (keys - always))
     read = always + block_count.long() * k_block - short
     pairs = (rows * read).sum(-1) + (dense_queries * keys + own_keys)
-    return pairs.float() / ((queries + dense_queries) * (keys if of_keys is None else of_keys))
+    whole = (queries + dense_queries) * keys if of_tokens is None else of_tokens * of_tokens
+    return pairs.float() / whole
 
 
 @density.register_fake

@@ -21,7 +21,14 @@ LINE = 128
 """Bytes of a token's channels in a product, so that three stages of both operands, 96 KiB, fit into every GPU."""
 
 
-def launch(source: Tensor, destination: Tensor, *, wrap: Callable[[Any], Any] = wrap_triton) -> tuple[Tensor, Tensor]:
+def launch(
+    source: Tensor,
+    destination: Tensor,
+    source_run: int | None = None,
+    destination_run: int | None = None,
+    *,
+    wrap: Callable[[Any], Any] = wrap_triton,
+) -> tuple[Tensor, Tensor]:
     """index and similarity as in `match_tokens`, of tokens [B, S, C] and [B, T, C] of length one, not in float64."""
     batch, sources, width = source.shape
     channels = int(width)  # lengths may be symbols, the width is a constant of the kernel
@@ -34,6 +41,8 @@ def launch(source: Tensor, destination: Tensor, *, wrap: Callable[[Any], Any] = 
         similarity,
         sources,
         destination.shape[1],
+        sources if source_run is None else source_run,
+        destination.shape[1] if destination_run is None else destination_run,
         C=channels,
         LANES=min(LINE // source.itemsize, max(16, triton.next_power_of_2(channels))),
         ROWS=ROWS,
@@ -44,9 +53,9 @@ def launch(source: Tensor, destination: Tensor, *, wrap: Callable[[Any], Any] = 
     return index, similarity
 
 
-@triton.jit(do_not_specialize=["sources", "destinations"])
+@triton.jit(do_not_specialize=["sources", "destinations", "source_run", "destination_run"])
 def _match(
-    source, destination, index, similarity, sources, destinations,
+    source, destination, index, similarity, sources, destinations, source_run, destination_run,
     C: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(1).to(tl.int64)
@@ -56,7 +65,10 @@ def _match(
     best = tl.full([ROWS], float("-inf"), tl.float32)
     place = tl.zeros([ROWS], tl.int32)
     first = _channels(source, row, sources, 0, C, LANES)
-    for start in range(0, destinations, TILE):
+    lowest = row // source_run * destination_run  # what each row may be matched with: from here to the end of the run
+    beyond = tl.minimum(lowest + destination_run, destinations)
+    end = tl.max(tl.where(row < sources, beyond, 0), 0)
+    for start in range(tl.min(lowest, 0), end, TILE):
         column = start + tl.arange(0, TILE)
         products = tl.dot(first, tl.trans(_channels(destination, column, destinations, 0, C, LANES)),
                           input_precision="ieee")  # fmt: skip
@@ -64,7 +76,8 @@ def _match(
             left = _channels(source, row, sources, channel, C, LANES)
             right = _channels(destination, column, destinations, channel, C, LANES)
             products = tl.dot(left, tl.trans(right), products, input_precision="ieee")
-        products = tl.where((column < destinations)[None, :], products, float("-inf"))
+        inside = (column[None, :] >= lowest[:, None]) & (column[None, :] < beyond[:, None])
+        products = tl.where(inside, products, float("-inf"))
         highest, at = tl.max(products, 1, return_indices=True, return_indices_tie_break_left=True)
         better = highest > best  # not of equal ones, so that the first stays
         best = tl.where(better, highest, best)

@@ -31,9 +31,10 @@ def random_blocks(
     start = slot * blocks // count
     length = (slot + 1) * blocks // count - start
     row = torch.arange(batch * heads * queries, device=q.device).unsqueeze(-1)
-    drawn = start + scrambled(scrambled(row + _WORD // 3 * (seed + 1)) + slot) % length
+    drawn = start + scrambled(scrambled(row + _WORD // 3 * (seed + 1)) + slot) % length.clamp(min=1)
     index = drawn.view(batch, heads, queries, count).int()
-    return index, torch.full((batch, heads, queries), count, dtype=torch.int32, device=q.device)
+    kept = torch.sym_min(count, blocks)  # 0 where there are no keys
+    return index, torch.full((batch, heads, queries), kept, dtype=torch.int32, device=q.device)
 
 
 @random_blocks.register_fake

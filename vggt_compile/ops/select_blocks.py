@@ -55,7 +55,7 @@ def select_blocks(
 
     Returns:
         block_index [B, H, nQ, cap] int32, ascending, zeros after the last kept block, and block_count [B, H, nQ] int32.
-        cap = max(1, ⌊keep·nK⌋), with `cdf` at least ⌈most·nK⌉.
+        cap = max(1, ⌊keep·nK⌋), with `cdf` at least ⌈most·nK⌉. Without keys the counts are 0.
     """
     blocks = cdiv(k.shape[-2], k_block)
     floor, cap = budget(blocks, keep, cdf, most)
@@ -109,13 +109,15 @@ def best_blocks(scores: Tensor, floor: int, cap: int, cdf: float, reach: bool) -
     if cdf:
         mass = ranked.softmax(-1).cumsum(-1)
         count = torch.maximum(count, (mass <= cdf + SLACK).sum(-1) + int(reach)).clamp(max=cap)
+    count = count.clamp(max=blocks)
     kept = torch.arange(cap, device=scores.device) < count[..., None]
-    index = torch.where(kept, order[..., :cap], blocks).sort(-1).values
+    order = F.pad(order, (0, 1))[..., :cap]  # one slot too where there are no blocks
+    index = torch.where(kept, order, blocks).sort(-1).values
     return torch.where(kept, index, 0).int(), count.int()
 
 
 def budget(blocks: int, keep: float, cdf: float, most: float) -> tuple[int, int]:
-    """How many of so many key blocks a row keeps at least, and at most; sizes may be symbolic."""
+    """How many of so many key blocks a row keeps at least, and at most, 1 of none; sizes may be symbolic."""
     at_least, at_most = ratio(keep), ratio(most)
     # torch.sym_max where max() would add a guard
     floor = _max(blocks * at_least.numerator // at_least.denominator, 1)

@@ -172,7 +172,7 @@ def _threshold(
         fit = (goal - beyond) / tl.where(each > 0.0, each, 1.0)
         fit = tl.minimum(tl.maximum(fit, 0.0), equal.to(tl.float32)).to(tl.int32)
         count = tl.minimum(tl.maximum(count, above + fit + REACH), cap)
-    return value, above, count
+    return value, above, tl.minimum(count, blocks)
 
 
 @triton.jit

@@ -53,23 +53,45 @@ def _sizes(group: Tensor, groups: int) -> Tensor:
     return group.new_empty(group.shape[0], groups, dtype=torch.float32)
 
 
+@triton_op("vggt_compile::group_members", mutates_args=())
+def group_members(group: Tensor) -> Tensor:
+    """The tokens [B, N] int64 of the first group, then of the next, each group's in the order of the model."""
+    return group.argsort(dim=1, stable=True)
+
+
+@group_members.register_fake
+def _members(group: Tensor) -> Tensor:
+    return torch.empty_like(group, dtype=torch.int64)
+
+
 @triton_op("vggt_compile::group_means", mutates_args=())
-def group_means(x: Tensor, group: Tensor, size: Tensor) -> Tensor:
+def group_means(x: Tensor, members: Tensor, size: Tensor) -> Tensor:
     """Means of the tokens `x` [B, H, N, D] in each group, [B, H, groups, D] in the dtype of `x`, summed in fp32.
 
-    `group` [B, N] and `size` [B, groups] are those of `token_groups` and `group_sizes`. A group of one token is that
-    token, exactly. On a GPU the sums of larger ones may be added up in another order each time.
+    `members` [B, N] and `size` [B, groups] are those of `group_members` and `group_sizes`. A group of one token is that
+    token, exactly. Sums run along the members, so that equal inputs give equal bits on one device. In memory the result
+    lies token by token, [B, groups, H, D].
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    batch, heads, _, width = x.shape
-    sums = wide.new_zeros(batch, heads, size.shape[1], width)
-    sums = sums.scatter_add(2, group[:, None, :, None].expand(x.shape), wide)
-    return (sums / size[:, None, :, None]).to(x.dtype)
+    if x.is_cuda and x.dtype != torch.float64:
+        from vggt_compile.ops.token_groups_kernel import launch
+
+        return launch(x, members, size)
+    return reference(x, members, size)
+
+
+def reference(x: Tensor, members: Tensor, size: Tensor) -> Tensor:
+    """The definition of `group_means`: the tokens laid out by group, and the sum of each run of them."""
+    batch, heads, tokens, width = x.shape
+    index = members[:, :, None, None].expand(batch, tokens, heads, width)
+    rows = x.transpose(1, 2).gather(1, index).to(torch.promote_types(x.dtype, torch.float32))
+    sums = torch.segment_reduce(rows, "sum", lengths=size.long(), axis=1, unsafe=True)
+    return (sums / size[:, :, None, None]).to(x.dtype).transpose(1, 2)
 
 
 @group_means.register_fake
-def _means(x: Tensor, group: Tensor, size: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:2], size.shape[1], x.shape[3])
+def _means(x: Tensor, members: Tensor, size: Tensor) -> Tensor:
+    batch, heads, _, width = x.shape
+    return x.new_empty(batch, size.shape[1], heads, width).transpose(1, 2)
 
 
 @triton_op("vggt_compile::from_groups", mutates_args=())
