@@ -1,0 +1,93 @@
+"""Where the GPU's time of one call goes: its kernels under a profiler, told apart by the operator that launched them.
+
+Attention over all frames is told from attention inside frames by the shape of its queries, our kernels by their names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+GLOBAL, FRAME = "global attention", "frame attention"
+CHOOSING, PRODUCTS, REST = "choosing and merging", "matrix products", "the rest"
+PARTS = (GLOBAL, FRAME, CHOOSING, PRODUCTS, REST)
+
+ATTENTION = re.compile(r"scaled_dot_product|_flash_attention|_efficient_attention")
+OURS = {
+    "attention_kernel": GLOBAL,
+    "attention_hopper": GLOBAL,
+    "_select": CHOOSING,
+    "_match": CHOOSING,
+    "_means": CHOOSING,
+}
+"""Kernels of `vggt_compile.ops` by the names under which they are launched."""
+GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|cublas", re.IGNORECASE)
+
+
+class Kernel(NamedTuple):
+    """One kernel on the GPU.
+
+    Attributes:
+        name: of the kernel.
+        milliseconds: how long it ran.
+        operator: that launched it, "" where the profiler knows none.
+        queries: length of the sequences of an attention, None where it is none.
+    """
+
+    name: str
+    milliseconds: float
+    operator: str = ""
+    queries: int | None = None
+
+
+def part_of(kernel: Kernel, per_frame: int) -> str:
+    """The part of a model that a kernel belongs to; a sequence of more than `per_frame` tokens is of several frames."""
+    if ATTENTION.search(kernel.operator):
+        return GLOBAL if kernel.queries is not None and kernel.queries > per_frame else FRAME
+    ours = OURS.get(NUMBER.sub("", kernel.name))
+    if ours is not None:
+        return ours
+    return PRODUCTS if GEMM.search(kernel.name) else REST
+
+
+def milliseconds(kernels: Iterable[Kernel], per_frame: int) -> dict[str, float]:
+    """What each of `PARTS` took."""
+    found = dict.fromkeys(PARTS, 0.0)
+    for kernel in kernels:
+        found[part_of(kernel, per_frame)] += kernel.milliseconds
+    return found
+
+
+def profiled(call: Callable[[], Any]) -> list[Kernel]:
+    """Every kernel of one call, each once."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        call()
+        torch.cuda.synchronize()
+    return kernels_of(profile.events())
+
+
+def kernels_of(events: Iterable[Any]) -> list[Kernel]:
+    """Kernels of a profile: those that an attention launched with its queries' length, all others by their names.
+
+    A profile lists each kernel for itself, and once more with the operator that launched it.
+    """
+    events = list(events)
+    launched = [
+        Kernel(kernel.name, kernel.duration / 1e3, event.name, _queries(event.input_shapes))
+        for event in events
+        if ATTENTION.search(event.name)
+        for kernel in event.kernels
+    ]
+    names = {kernel.name for kernel in launched}
+    alone = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    return launched + [Kernel(e.name, e.device_time_total / 1e3) for e in alone if e.name not in names]
+
+
+def _queries(shapes: Any) -> int | None:
+    """N of queries [B, H, N, D], the first of an attention's inputs."""
+    first = shapes[0] if shapes else None
+    return int(first[2]) if first is not None and len(first) == 4 else None
