@@ -16,14 +16,11 @@ CHOOSING, PRODUCTS, REST = "choosing and merging", "matrix products", "the rest"
 PARTS = (GLOBAL, FRAME, CHOOSING, PRODUCTS, REST)
 
 ATTENTION = re.compile(r"scaled_dot_product|_flash_attention|_efficient_attention")
-OURS = {
-    "attention_kernel": GLOBAL,
-    "attention_hopper": GLOBAL,
-    "_select": CHOOSING,
-    "_match": CHOOSING,
-    "_means": CHOOSING,
-}
-"""Kernels of `vggt_compile.ops` by the names under which they are launched."""
+OURS = {"attention_kernel": GLOBAL, "attention_hopper": GLOBAL} | dict.fromkeys(
+    ("_select", "_match", "_means"), CHOOSING
+)
+"""Kernels of `vggt_compile.ops` by the names under which they are launched; a compiler may number them."""
+NUMBER = re.compile(r"_\d+$")
 GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|cublas", re.IGNORECASE)
 
 
