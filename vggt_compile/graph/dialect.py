@@ -5,6 +5,7 @@ Everything else in the package sees records without a dialect: attention calls, 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -105,15 +106,80 @@ def parts(gm: GraphModule) -> Iterator[Part]:
 
 def autocast_at(node: Node) -> tuple[Autocast, ...]:
     """The autocast regions that the graph opens before a node and closes after it, outermost first."""
+    return autocasts(node.graph)[node]
+
+
+def autocasts(graph: torch.fx.Graph) -> dict[Node, tuple[Autocast, ...]]:
+    """`autocast_at` of every node."""
     opened: dict[Node, Autocast] = {}
-    for other in node.graph.nodes:
-        if other is node:
-            break
-        if other.target is torch.amp.autocast_mode._enter_autocast:
-            opened[other] = Autocast(*other.args)
-        elif other.target is torch.amp.autocast_mode._exit_autocast:
-            opened.pop(other.args[0], None)
-    return tuple(opened.values())
+    found = {}
+    for node in graph.nodes:
+        found[node] = tuple(opened.values())
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            opened[node] = Autocast(*node.args)
+        elif node.target is torch.amp.autocast_mode._exit_autocast:
+            opened.pop(node.args[0], None)
+    return found
+
+
+def operation(node: Node) -> str:
+    """What a node does under one name for all dialects: `mul` for `a * b`, `torch.mul`, `a.mul(b)` and aten's.
+
+    Operands are in the same order then. Empty for what is neither PyTorch's nor an operator of Python.
+    """
+    target: Any = node.target
+    if node.op == "call_method":
+        return str(target)
+    if node.op != "call_function":
+        return ""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.overloadpacket.__name__ if target.namespace == "aten" else str(target.overloadpacket)
+    home = (getattr(target, "__module__", None) or "torch").partition(".")[0]
+    name = str(getattr(target, "__name__", ""))
+    return {"truediv": "div"}.get(name, name) if home in ("torch", "_operator") else ""
+
+
+def acts_on_elements(node: Node) -> bool:
+    """Whether each element of the value depends on one of each operand, up to broadcasting, and on no chance."""
+    name = operation(node)
+    return not in_place(node) and (
+        name in _CASTS or inert_source(node) is not None or torch.Tag.pointwise in _tags(name)
+    )
+
+
+def pure(node: Node) -> bool:
+    """Whether the node computes the same value from the same operands each time, and changes none of them."""
+    name = operation(node)
+    known = name in _CASTS | _PYTHONIC or inert_source(node) is not None or bool(_overloads(name))
+    chance = torch.Tag.nondeterministic_seeded in _tags(name) and inert_source(node) is None
+    return known and not in_place(node) and not chance and not name.startswith(("empty", "new_empty", "_assert"))
+
+
+def inspects(node: Node) -> bool:
+    """Whether the node only checks another one's dtype and device, as an export writes it before casts."""
+    return operation(node) == "_assert_tensor_metadata"
+
+
+def fresh(node: Node) -> bool:
+    """Whether the value has memory of its own, shared with no operand."""
+    returns = [back for overload in _overloads(operation(node)) for back in overload._schema.returns]
+    return bool(returns) and inert_source(node) is None and all(back.alias_info is None for back in returns)
+
+
+_CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "_to_copy"}
+_PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "reshape", "contiguous", "size", "dim"}
+_PYTHONIC |= {"sym_size", "sym_min", "sym_max"}
+
+
+@functools.cache
+def _overloads(name: str) -> tuple[torch._ops.OpOverload, ...]:
+    packet = getattr(aten, name, None) if name.isidentifier() else None
+    return tuple(getattr(packet, overload) for overload in packet.overloads()) if packet is not None else ()
+
+
+@functools.cache
+def _tags(name: str) -> frozenset[torch.Tag]:
+    return frozenset(tag for overload in _overloads(name) for tag in overload.tags)
 
 
 def attention_call(node: Node) -> AttentionCall | None:
