@@ -27,7 +27,7 @@ def hoist_keys(graph: Graph, lowered: Sequence[Lowered], edit: Editor) -> Outcom
     for one in lowered:
         if one.state.taken is None:
             continue
-        hoist = _plan(one, one.state.taken, only)
+        hoist = _plan(one.state.taken, only)
         if isinstance(hoist, Skip):
             left[one.site.path] = hoist.reason
         else:
@@ -36,13 +36,12 @@ def hoist_keys(graph: Graph, lowered: Sequence[Lowered], edit: Editor) -> Outcom
     return Outcome(count, "attentions with keys and values of kept tokens only", left)
 
 
-def _plan(one: Lowered, taken: Taken | Skip, only: Readers) -> _Hoist | Skip:
+def _plan(taken: Taken | Skip, only: Readers) -> _Hoist | Skip:
     if isinstance(taken, Skip):
         return taken
-    parts = {taken.k: one.state.k, taken.v: one.state.v}
-    if not all(only.only(whole, part) for whole, part in parts.items()):
+    if not all(only.only(whole, part) for whole, part in taken.parts.items()):
         return Skip("the keys of all tokens are read elsewhere")
-    regions = {part: above(whole, 2, only) for whole, part in parts.items()}
+    regions = {part: above(whole, 2, only) for whole, part in taken.parts.items()}
     if not all(found.projections for found in regions.values()):
         return Skip("its keys and values do not come from a linear map of its tokens")
     hoist = _Hoist(taken, regions)

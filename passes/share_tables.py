@@ -1,11 +1,13 @@
 """Values that are computed in the same way from the same values exist once: the tables of rotary embeddings.
 
-A model computes the angles of its positions in every attention, for queries and for keys. No compiler pass removes that
-from a graph for inference. Two values are equal here if one operation made them from equal operands.
+A model computes the angles of its positions in every attention, for queries and for keys. Nothing removes that from a
+graph for inference, and Inductor computes a cosine anew in each kernel that reads it. So there is one table, and it
+is in memory. Two values are equal here if one operation made them from equal operands.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch.fx import Graph, Node
 from vggt_compile.graph import dialect
 from vggt_compile.graph.axes import arranges, names_sizes, sizes
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.region import after
+from vggt_compile.graph.symbols import size_of
 from vggt_compile.registry import region
 from vggt_compile.site import Lowered, Outcome
 
@@ -31,9 +35,43 @@ def share_tables(graph: Graph, lowered: Sequence[Lowered], edit: Editor) -> Outc
         if kept is not node and isinstance(dialect.value(node), (Tensor, torch.SymInt)):
             node.replace_all_uses_with(kept)
             repeated.append(node)
-    before = len(graph.nodes)
     edit.sweep(*repeated)
-    return Outcome(before - len(graph.nodes), "repeated operations removed")
+    tables = _tables(graph)
+    for table in tables:
+        _keep(table, edit)
+    return Outcome(len(tables), "tables computed once for all layers")
+
+
+def _tables(graph: Graph) -> list[Node]:
+    """Angles and what is made of them, where only sizes decide them and several computations on tensors read them."""
+    given: set[Node] = set()
+    turned: set[Node] = set()
+    readers: Counter[Node] = Counter()
+    for node in graph.nodes:
+        seen = dialect.value(node)
+        tensor = node.op == "placeholder" and isinstance(seen, Tensor) and seen.ndim > 0  # numbers may be inputs too
+        if tensor or not given.isdisjoint(node.all_input_nodes):
+            given.add(node)
+            readers.update(_in_memory(source) for source in node.all_input_nodes if source in turned)
+        elif dialect.operation(node) in ("cos", "sin") or not turned.isdisjoint(node.all_input_nodes):
+            turned.add(node)
+    return [node for node, count in readers.items() if count > 1]
+
+
+def _in_memory(node: Node) -> Node:
+    """The value whose memory this one is a view of."""
+    while arranges(node) and not dialect.fresh(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _keep(table: Node, edit: Editor) -> None:
+    """Have compiled code keep a value instead of computing it wherever it is read: a view by strides needs memory."""
+    seen = dialect.value(table)
+    with edit.before(after(table)):
+        shape, stride = (tuple(edit.size(size_of(size)) for size in sizes) for sizes in (seen.shape, seen.stride()))
+        kept = edit.call(torch.as_strided, table, shape, stride)
+    table.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
 
 
 class _Numbers:

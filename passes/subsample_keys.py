@@ -68,17 +68,17 @@ def subsample_keys(
         patch_keys=grid.windows,
         own=own,
         key_log_weight=weight,
-        taken=_taken(grid, k, v, own is not None, means is not None),
+        taken=_taken(grid, {k: thin_k, v: thin_v}, own is not None, means is not None),
     )
 
 
-def _taken(grid: _Grid, k: Node, v: Node, own_key: bool, mean_key: bool) -> Taken | Skip:
+def _taken(grid: _Grid, parts: dict[Node, Node], own_key: bool, mean_key: bool) -> Taken | Skip:
     """How the kept keys are taken from all, for `hoist_keys`; or what reads the others."""
     if own_key or mean_key:
         return Skip(f"{'own_key' if own_key else 'mean_key'} reads the keys of all tokens")
     if grid.dropped == 0:
         return Skip("every token keeps its key")
-    return Taken(k, v, lambda edit, x: grid.thinned(x, None))
+    return Taken(parts, lambda edit, x: grid.thinned(x, None))
 
 
 def _refusal(site: Site, state: AttentionState, keep_first_frame: bool) -> str | None:

@@ -140,12 +140,11 @@ class Taken:
     """Keys and values that are those of some of the model's tokens.
 
     Attributes:
-        k, v: [B', H, N', D] nodes, of all tokens.
-        take: [B, H, N', D] → [B, H, n, D], the tokens whose keys are left, in their order.
+        parts: of keys and of values, [B', H, N', D] of all tokens → what was taken, [B', H, n, D].
+        take: does that for whatever lies as they do.
     """
 
-    k: Node
-    v: Node
+    parts: dict[Node, Node]
     take: Restore
 
 
@@ -167,7 +166,7 @@ class AttentionState:
         dense_q: [B', H, M, D] node of queries that read all keys `k` and no others. Their rows come first in the output
             that `restores` see.
         at_least: `pairs` is a lower bound, because how many there are depends on the data.
-        taken: where `k` and `v` came from if an axis has taken out some tokens; a Skip says why all are needed.
+        taken: how keys and values were thinned, where that is all; a Skip says what needs those of all tokens.
     """
 
     q: Node

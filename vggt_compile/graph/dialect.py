@@ -141,18 +141,20 @@ def operation(node: Node) -> str:
 
 def acts_on_elements(node: Node) -> bool:
     """Whether each element of the value depends on one of each operand, up to broadcasting, and on no chance."""
-    name = operation(node)
-    return not in_place(node) and (
-        name in _CASTS or inert_source(node) is not None or torch.Tag.pointwise in _tags(name)
-    )
+    if in_place(node):
+        return False
+    cast = operation(node) in _CASTS or inert_source(node) is not None
+    return cast or any(torch.Tag.pointwise in overload.tags for overload in _overloads(node))
 
 
 def pure(node: Node) -> bool:
     """Whether the node computes the same value from the same operands each time, and changes none of them."""
-    name = operation(node)
-    known = name in _CASTS | _PYTHONIC or inert_source(node) is not None or bool(_overloads(name))
-    chance = torch.Tag.nondeterministic_seeded in _tags(name) and inert_source(node) is None
-    return known and not in_place(node) and not chance and not name.startswith(("empty", "new_empty", "_assert"))
+    name, overloads = operation(node), _overloads(node)
+    if in_place(node) or name.startswith(("empty", "new_empty", "_assert")):
+        return False
+    if inert_source(node) is not None or name in _CASTS | _PYTHONIC:
+        return True
+    return bool(overloads) and not any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
 
 
 def inspects(node: Node) -> bool:
@@ -162,7 +164,7 @@ def inspects(node: Node) -> bool:
 
 def fresh(node: Node) -> bool:
     """Whether the value has memory of its own, shared with no operand."""
-    returns = [back for overload in _overloads(operation(node)) for back in overload._schema.returns]
+    returns = [back for overload in _overloads(node) for back in overload._schema.returns]
     return bool(returns) and inert_source(node) is None and all(back.alias_info is None for back in returns)
 
 
@@ -171,15 +173,17 @@ _PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "resh
 _PYTHONIC |= {"sym_size", "sym_min", "sym_max"}
 
 
+def _overloads(node: Node) -> tuple[torch._ops.OpOverload, ...]:
+    """What of aten's, or of our own, the node may run."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return (node.target,) if node.target.namespace in ("aten", "vggt_compile") else ()
+    return _overloads_of(operation(node))
+
+
 @functools.cache
-def _overloads(name: str) -> tuple[torch._ops.OpOverload, ...]:
+def _overloads_of(name: str) -> tuple[torch._ops.OpOverload, ...]:
     packet = getattr(aten, name, None) if name.isidentifier() else None
     return tuple(getattr(packet, overload) for overload in packet.overloads()) if packet is not None else ()
-
-
-@functools.cache
-def _tags(name: str) -> frozenset[torch.Tag]:
-    return frozenset(tag for overload in _overloads(name) for tag in overload.tags)
 
 
 def attention_call(node: Node) -> AttentionCall | None:
