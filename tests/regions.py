@@ -65,6 +65,7 @@ def told(gm: GraphModule, path: str) -> str:
     lines = []
     for node in gm.graph.nodes:
         weights = all(x.op in ("placeholder", "get_attr") for x in node.all_input_nodes)
-        if node.op.startswith("call") and dialect.module_path(node) == path and not weights:
+        inside = (dialect.module_path(node) or "").startswith(path)
+        if node.op.startswith("call") and inside and not weights:
             lines.append(f"{dialect.operation(node).rpartition('.')[2]} {list(sizes(node))}")
     return "\n".join(lines)

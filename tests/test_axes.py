@@ -44,6 +44,7 @@ ALIKE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "index": (lambda x: x[:, 1], 2),
     "slice": (lambda x: x[..., :4], 2),
     "new axis": (lambda x: x[:, None, :, 2:], 2),
+    "stack": (lambda x: torch.stack((x, -x), 1), 3),
     "cat": (lambda x: torch.cat((x, -x), -1), 2),
 }
 MIXED: dict[str, Callable[[Tensor], Tensor]] = {

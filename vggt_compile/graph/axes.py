@@ -137,6 +137,11 @@ def _joined(node: Node, axis: int) -> Origins | None:
     return dict.fromkeys(node.all_input_nodes, axis)
 
 
+def _stacked(node: Node, axis: int) -> Origins | None:
+    new = _dim(node, 1, len(sizes(node)))
+    return None if new == axis else dict.fromkeys(node.all_input_nodes, axis - (axis > new))
+
+
 def _normed(node: Node, axis: int) -> Origins | None:
     source, shape = node.args[0], node.args[1]
     assert isinstance(shape, (list, tuple))
@@ -159,6 +164,7 @@ _RULES: dict[str, Callable[[Node, int], Origins | None]] = {
     **dict.fromkeys(("narrow", "slice"), _cut(1)),
     "getitem": _indexed,
     "cat": _joined,
+    "stack": _stacked,
     "layer_norm": _normed,
     "rms_norm": _normed,
     "linear": _projected,

@@ -45,7 +45,7 @@ _PERMUTE = {torch.permute, aten.permute.default}
 _MT = {aten.mT.default}
 _IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 _IN_PLACE |= {operator.iand, operator.ior, operator.ixor, operator.setitem}
-_PASS_THROUGH = {torch.clone, aten.clone.default, aten.detach.default, aten.alias.default}
+_PASS_THROUGH = {torch.clone, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default}
 _LINEAR = {F.linear, torch._C._nn.linear, aten.linear.default}
 _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Editor:
         self._gm, self._graph = part.gm, part.gm.graph
         self._around, self._opened = part.autocast, autocasts(self._graph)
         self._key = value_key(part.gm.graph)
+        fakes = (seen.fake_mode for node in self._graph.nodes if isinstance(seen := value(node), FakeTensor))
+        self._fakes: AbstractContextManager[Any] = next(fakes, nullcontext())
         self._anchor: Node | None = None
         self._fresh: list[Node] = []
         self._fresh_constants: list[str] = []
@@ -141,11 +143,10 @@ class Editor:
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._anchor is not None
         plain_args, plain_kwargs = map_arg((args, kwargs), value)
-        seen = value(self._anchor)
         with ExitStack() as stack:
             for region in (*self._around, *self._opened[self._anchor]):
                 stack.enter_context(torch.autocast(region.device, region.dtype, region.enabled, region.cache))
-            stack.enter_context(seen.fake_mode if isinstance(seen, FakeTensor) else nullcontext())
+            stack.enter_context(self._fakes)
             stack.enter_context(enable_python_dispatcher())  # some compositions know symbolic sizes in Python only
             return function(*plain_args, **plain_kwargs)
 
