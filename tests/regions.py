@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from modelutils import randomized
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -13,8 +14,15 @@ from vggt_compile.graph import dialect
 from vggt_compile.graph.axes import sizes
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.symbols import Symbols
+from vggt_compile.models import pi3, vggt
 
 DIALECTS = ("dynamo", "export")
+
+
+def small(name: str) -> nn.Module:
+    """A tiny model, with one head where it may have one."""
+    made = vggt("tiny", outputs=("camera",), layer_scale=0.5) if name == "vggt" else pi3("tiny", layer_scale=0.5)
+    return randomized(made)
 
 
 class Program(nn.Module):

@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from vggt_compile.bench.model import MODELS, PHASES, VARIANTS, Settings, all_variants, run_phase, write
+from vggt_compile.bench.model import MODELS, PHASES, VARIANTS, Settings, all_variants, known_variant, run_phase, write
 from vggt_compile.errors import BadInput
 
 HELP = "time a whole model on the GPU and write the benchmark page"
@@ -18,7 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", default="", metavar="DIR", help="its checkout; else the model written here")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for caches and raw results")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="for JSON and page")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=all_variants())
+    help_ = f"{', '.join(all_variants())}; RECIPE@without-PASS,… switches passes off"
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=help_)
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         raise BadInput("bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing")
+    for name in args.variants:
+        known_variant(name)
     settings = Settings(args.upstream, args.model, tuple(args.frames))
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
     work.mkdir(parents=True, exist_ok=True)
