@@ -10,7 +10,17 @@ import torch
 
 from vggt_compile.__main__ import main
 from vggt_compile.bench import attention, selection, traces
-from vggt_compile.bench.model import Settings, cold_counts, page, read, speed_table, warm_counts
+from vggt_compile.bench.model import (
+    Settings,
+    cold_counts,
+    known_variant,
+    page,
+    read,
+    speed_table,
+    split_variant,
+    warm_counts,
+)
+from vggt_compile.errors import PlanError
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -66,6 +76,29 @@ def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):
     order = ["eager.8-32", "compile.32", "compile.100", "g2f.8-32", "sparse-75.8"]
     assert [row["job"] for row in read(tmp_path, "warm")] == order
     assert read(tmp_path, "cold") == []
+
+
+def test_passes_can_be_switched_off_in_a_variant(tmp_path):
+    name = "avggt@without-hoist_keys,share_tables"
+    assert known_variant(name) == name
+    assert split_variant(name) == ("avggt", "hoist_keys,share_tables")
+    assert split_variant("dense") == ("dense", "")
+    (tmp_path / f"warm.{name}.8.jsonl").write_text(json.dumps({"job": name}) + "\n")
+    (tmp_path / "warm.avggt.8.jsonl").write_text(json.dumps({"job": "avggt"}) + "\n")
+    assert [row["job"] for row in read(tmp_path, "warm")] == ["avggt", name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("avggt@without-hoist_key", "did you mean 'hoist_keys'"),
+        ("avgt@without-hoist_keys", "did you mean 'avggt"),
+        ("eager@without-hoist_keys", "unknown variant 'eager'"),
+    ],
+)
+def test_a_variant_that_is_not_known_gets_the_nearest(name, message):
+    with pytest.raises(PlanError, match=message):
+        known_variant(name)
 
 
 def test_plain_compile_has_a_process_for_every_count_and_ours_one():

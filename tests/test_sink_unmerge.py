@@ -27,7 +27,7 @@ GROUP = torch.tensor([[0, 1, 2, 0, 0, 1], [2, 1, 0, 0, 2, 2]])
 
 def spread(x: Tensor) -> Tensor:
     """[B, H, groups, D] → [B, H, N, D]."""
-    return torch.ops.vggt_compile.from_groups(x, GROUP.to(x.device))
+    return torch.ops.vggt_compile.from_groups.default(x, GROUP.to(x.device))
 
 
 def flat(x: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ def known_variant(name: str) -> str:
     """The name of a variant, for argparse; BadInput names what is close where there is none."""
     plan, off = split_variant(name)
     if plan not in all_variants() or (off and plan in ("eager", "compile")):
-        raise UnknownName("variant", name, all_variants())
-    passes = {alias for entry in (*regions(), *methods()) for alias in entry.aliases}
+        raise UnknownName("variant", plan, all_variants())
+    passes = set().union(*(entry.aliases for entry in regions()), *(entry.aliases for entry in methods()))
     for switched in filter(None, off.split(",")):
         if switched not in passes:
             raise UnknownName("pass", switched, passes)
