@@ -82,6 +82,11 @@ def home(function: Callable) -> str:
     return f"[passes/{path}](../passes/{path})"
 
 
+def region_table() -> str:
+    rows = [(f"`{entry.name}`", entry.summary, home(entry.run)) for entry in registry.regions()]
+    return github(rows, "pass", "what it does", "code")
+
+
 def family_table() -> str:
     rows = []
     for family in registry.families():
@@ -92,7 +97,13 @@ def family_table() -> str:
     return github(sorted(rows), "family", "special tokens", "its trunk")
 
 
-TABLES = {"recipes": recipe_table, "plans": recipe_plans, "methods": method_table, "families": family_table}
+TABLES = {
+    "recipes": recipe_table,
+    "plans": recipe_plans,
+    "methods": method_table,
+    "regions": region_table,
+    "families": family_table,
+}
 
 
 def filled(page: str) -> str:

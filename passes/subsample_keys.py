@@ -20,7 +20,7 @@ from vggt_compile.graph.symbols import times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.passes.windows import Windows, of_cells, of_model
 from vggt_compile.registry import Stride, method
-from vggt_compile.site import AttentionState, OwnKeys, Site, Skip
+from vggt_compile.site import AttentionState, OwnKeys, Site, Skip, Taken
 
 
 @method("keys", "grid")
@@ -74,7 +74,19 @@ def subsample_keys(
         patch_keys=grid.windows,
         own=own,
         key_log_weight=weight,
+        taken=_taken(state, grid, {k: thin_k, v: thin_v}, own is not None, means is not None),
     )
+
+
+def _taken(state: AttentionState, grid: Windows, parts: dict[Node, Node], own: bool, mean: bool) -> Taken | Skip:
+    """How the kept keys are taken from all, for `hoist_keys`; or what reads the others."""
+    if own or mean:
+        return Skip(f"{'own_key' if own else 'mean_key'} reads the keys of all tokens")
+    if state.merged is not None and state.merged.keys is not None:
+        return Skip("merged keys are means over those of all tokens")
+    if grid.dropped == 0:
+        return Skip("every token keeps its key")
+    return Taken(parts, lambda edit, x: grid.thinned(x, None))
 
 
 def _refusal(site: Site, state: AttentionState, keep_first_frame: bool, own: bool, mean: bool) -> str | None:

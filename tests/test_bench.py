@@ -10,9 +10,18 @@ import torch
 
 from vggt_compile.__main__ import main
 from vggt_compile.bench import attention, selection, traces
-from vggt_compile.bench.model import Settings, cold_counts, page, read, speed_table, warm_counts
+from vggt_compile.bench.model import (
+    Settings,
+    cold_counts,
+    known_variant,
+    page,
+    read,
+    speed_table,
+    split_variant,
+    warm_counts,
+)
 from vggt_compile.cli.speed import read_variant
-from vggt_compile.errors import BadInput, UnknownName
+from vggt_compile.errors import BadInput, PlanError, UnknownName
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -72,6 +81,29 @@ def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):
     assert [row["job"] for row in read(tmp_path, "warm", Settings("", plans={"mine": {}}))] == [*order, "mine.8"]
 
 
+def test_passes_can_be_switched_off_in_a_variant(tmp_path):
+    name = "avggt@without-hoist_keys,share_tables"
+    assert known_variant(name) == name
+    assert split_variant(name) == ("avggt", "hoist_keys,share_tables")
+    assert split_variant("dense") == ("dense", "")
+    (tmp_path / f"warm.{name}.8.jsonl").write_text(json.dumps({"job": name}) + "\n")
+    (tmp_path / "warm.avggt.8.jsonl").write_text(json.dumps({"job": "avggt"}) + "\n")
+    assert [row["job"] for row in read(tmp_path, "warm", Settings(""))] == ["avggt", name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("avggt@without-hoist_key", "did you mean 'hoist_keys'"),
+        ("avgt@without-hoist_keys", "did you mean 'avggt"),
+        ("eager@without-hoist_keys", "unknown variant 'eager'"),
+    ],
+)
+def test_a_variant_that_is_not_known_gets_the_nearest(name, message):
+    with pytest.raises(PlanError, match=message):
+        known_variant(name)
+
+
 def test_plain_compile_has_a_process_for_every_count_and_ours_one():
     settings = Settings("", frames=(300, 8, 100))
     assert warm_counts("compile", settings) == cold_counts("compile", settings) == [(8,), (100,), (300,)]
@@ -91,6 +123,7 @@ def test_a_variant_is_a_known_name_or_a_plan_with_a_name():
     assert name == "mine"
     assert plan is not None
     assert plan.policy(0, "vggt").to_json() == {"scope": "frame"}
+    assert read_variant("mine=dense@without-share_tables")[0] == "mine@without-share_tables"
     with pytest.raises(UnknownName, match="did you mean 'eager'"):
         read_variant("eagr")
     with pytest.raises(BadInput, match="letters, digits, - and _"):

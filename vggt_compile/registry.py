@@ -13,16 +13,21 @@ import math
 import pkgutil
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
+from torch.fx import Graph
+
 from vggt_compile.errors import PlanError, UnknownName
-from vggt_compile.site import AttentionState, Scope, Skip
+from vggt_compile.site import AttentionState, Lowered, Outcome, Scope, Skip
 
 AXES = ("scope", "tokens", "keys", "blocks")
 """The order in which the axes act on an attention."""
+
+REGIONS = ("hoist_keys", "sink_unmerge", "share_tables")
+"""The order in which passes over regions act on a graph, after all its attentions are rewritten."""
 
 IDENTITY = {"scope": "global"}
 """Names that a plan may write where an axis stays as the model has it."""
@@ -74,6 +79,23 @@ class Method:
         for name, value in given.items():
             _check_type(f"{name!r} of {where}", value, self.parameters[name].annotation)
         return {n: given.get(n, p.default) for n, p in self.parameters.items()}
+
+
+@dataclass(frozen=True)
+class RegionPass:
+    """A change of what lies around rewritten attentions: `run(graph, lowered, edit)` tells its Outcome."""
+
+    name: str
+    run: Callable[[Graph, Sequence[Lowered], Any], Outcome]
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+    @property
+    def aliases(self) -> set[str]:
+        """Names under which it can be switched off: its own, and that of all of them."""
+        return {self.name, "regions"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,6 +175,7 @@ class Family:
 
 
 _methods: dict[tuple[str, str], Method] = {}
+_regions: dict[str, RegionPass] = {}
 _families: dict[str, Family] = {}
 
 
@@ -169,6 +192,14 @@ def method(axis: str, name: str) -> Callable[[Transform], Transform]:
         return run
 
     return register
+
+
+def region(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Register a function as the pass over regions of its name."""
+    if run.__name__ not in REGIONS:
+        raise UnknownName("pass over regions", run.__name__, REGIONS)
+    _regions[run.__name__] = RegionPass(run.__name__, run)
+    return run
 
 
 def family(entry: Family) -> Family:
@@ -189,6 +220,12 @@ def methods() -> list[Method]:
     """Every method, in the order in which axes act."""
     _load()
     return sorted(_methods.values(), key=lambda m: (AXES.index(m.axis), m.name))
+
+
+def regions() -> list[RegionPass]:
+    """Every pass over regions, in the order in which they act."""
+    _load()
+    return sorted(_regions.values(), key=lambda entry: REGIONS.index(entry.name))
 
 
 def families() -> list[Family]:

@@ -45,12 +45,36 @@ class Row:
     measured: bool = False
 
 
+@dataclass(frozen=True)
+class Region:
+    """What one pass over regions did to the graph.
+
+    Attributes:
+        count: how often it was applied, of what `did` says in words.
+        left: where it might have been, module path → why it was not; under "" a reason for all of them.
+    """
+
+    name: str
+    count: int
+    did: str
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        reasons: dict[str, int] = {}
+        for reason in self.left.values():
+            reasons[reason] = reasons.get(reason, 0) + 1
+        parts = [f"{self.count} {self.did}"] if self.count else []
+        parts += [reason if "" in self.left else f"not at {n}: {reason}" for reason, n in reasons.items()]
+        return f"{self.name}: {'; '.join(parts)}"
+
+
 @dataclass
 class Report:
     """What a rewrite did to one graph.
 
     Attributes:
         rows: one for each attention site, in execution order.
+        regions: what passes over regions did around rewritten attentions; none where they had nothing to do.
         notes: sentences about the graph as a whole: layers that the plan names and the model lacks, graph breaks.
         dynamic: whether sizes were symbolic, so that the numbers in the rows are those of one example.
     """
@@ -58,6 +82,7 @@ class Report:
     plan: str = "dense"
     family: str = "generic"
     rows: list[Row] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dynamic: bool = False
 
@@ -106,7 +131,7 @@ class Report:
             f"{len(self.rewritten)} of {len(self.rows)} attentions rewritten; "
             f"{least}{self.attention_left():.1%} of the attention FLOPs left"
         )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *map(str, self.regions), *(f"note: {note}" for note in self.notes)])
 
 
 _HEADERS = ("layer", "path", "scope", "B", "frames × tokens", "heads × dim", "dtype", "done", "by", "GFLOP", "reason")

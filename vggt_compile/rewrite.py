@@ -14,19 +14,19 @@ import torch
 import torch._inductor.config
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from vggt_compile import registry
-from vggt_compile.errors import NotRewritten, RewriteBug
+from vggt_compile.errors import NotRewritten
 from vggt_compile.graph import dialect
-from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.edit import Editor, verify
 from vggt_compile.graph.layout import find_sites
 from vggt_compile.graph.symbols import Symbols, hint, size_of, times
 from vggt_compile.ops import attention, density  # noqa: F401  # what a state is lowered to where PyTorch's cannot do it
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
-from vggt_compile.report import Report, Row
-from vggt_compile.site import LOST, AttentionCall, AttentionState, BlockLists, Site, Size, Skip
+from vggt_compile.report import Region, Report, Row
+from vggt_compile.site import LOST, AttentionCall, AttentionState, BlockLists, Lowered, Outcome, Site, Size, Skip
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class _GraphRewrite:
         self.symbols = Symbols(self.gm.graph)
         self.edit = Editor(part, self.symbols)
         self.densities: list[Node] | None = [] if densities else None
+        self.lowered: list[Lowered] = []
 
     def run(self) -> None:
         if not self.plan.dense:
@@ -120,9 +121,22 @@ class _GraphRewrite:
         self.report.rows += refused
         if self.densities:
             dialect.append_outputs(self.gm.graph, self.densities)
+        if self.lowered:
+            self._act_on_regions()
         if not self.plan.dense:
             self.gm.graph.lint()
             self.gm.recompile()
+
+    def _act_on_regions(self) -> None:
+        off = _disabled_names()
+        for entry in registry.regions():
+            if off & entry.aliases:
+                done = Outcome(left={"": _DISABLED})
+            else:
+                done = entry.run(self.gm.graph, self.lowered, self.edit)
+            log.debug("%s: %s", entry.name, done)
+            if done.count or done.left:
+                self.report.regions.append(Region(entry.name, done.count, done.did, done.left))
 
     def _expand_functional(self) -> None:
         for node in list(self.gm.graph.nodes):
@@ -157,6 +171,7 @@ class _GraphRewrite:
                 self.edit.undo()
                 return self._row(site, state, before, outcome.reason)
             self._lower(site, outcome)
+        self.lowered.append(Lowered(site, outcome))
         return self._row(site, outcome, before, reason, lifted=site.call.spelled_out)
 
     def _policy(self, site: Site) -> tuple[Policy, str | None]:
@@ -197,7 +212,7 @@ class _GraphRewrite:
         out = self._attention(site, state)
         for restore in reversed(state.restores):
             out = restore(self.edit, out)
-        self._verify(site, out)
+        verify(site.path, site.call.node, out)
         site.call.node.replace_all_uses_with(out)
         self.gm.graph.erase_node(site.call.node)
 
@@ -247,13 +262,6 @@ class _GraphRewrite:
             given |= {"key_log_weight": state.key_log_weight}
         return given
 
-    def _verify(self, site: Site, out: Node) -> None:
-        old, new = dialect.value(site.call.node), dialect.value(out)
-        if old.dtype != new.dtype or old.device != new.device:
-            raise RewriteBug(site.path, f"{old.dtype} on {old.device} into {new.dtype} on {new.device}")
-        if not statically_known_true(sym_eq(tuple(old.shape), tuple(new.shape))):
-            raise RewriteBug(site.path, f"shape {tuple(old.shape)} into {tuple(new.shape)}")
-
     def _row(self, site: Site, state: AttentionState, before: Size, reason: str | None, *, lifted: bool = False) -> Row:
         def number(size: Size) -> int:
             return hint(size, self.symbols)
@@ -300,12 +308,19 @@ def _implementation(state: AttentionState) -> str:
 
 def _without_disabled(policy: Policy) -> tuple[Policy, str | None]:
     """The policy without the methods that Inductor's user switched off, and a reason where that took something away."""
-    names = {name.strip().lower() for name in torch._inductor.config.disabled_passes.split(",")}
+    names = _disabled_names()
     off = [axis for axis, setting in policy.settings() if names & registry.find_method(axis, setting.method).aliases]
     if not off:
         return policy, None
-    reason = f"{', '.join(off)} disabled by torch._inductor.config.disabled_passes"
+    reason = f"{', '.join(off)} {_DISABLED}"
     return replace(policy, **dict.fromkeys(off)), reason
+
+
+def _disabled_names() -> set[str]:
+    return {name.strip().lower() for name in torch._inductor.config.disabled_passes.split(",")}
+
+
+_DISABLED = "disabled by torch._inductor.config.disabled_passes"
 
 
 def _refused_row(node: Node, reason: str) -> Row:

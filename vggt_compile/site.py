@@ -153,6 +153,19 @@ class MergedTokens:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """Keys and values that are those of some of the model's tokens.
+
+    Attributes:
+        parts: of keys and of values, [B', H, N', D] of all tokens → what was taken, [B', H, n, D].
+        take: does that for whatever lies as they do.
+    """
+
+    parts: dict[Node, Node]
+    take: Restore
+
+
+@dataclass(frozen=True)
 class AttentionState:
     """What a pass receives and returns: the operands of the attention to come, and the way back to the query order.
 
@@ -172,6 +185,7 @@ class AttentionState:
         dense_q: [B', H, M, D] node of queries that read all keys `k` and no others. Their rows come first in the output
             that `restores` see.
         at_least: `pairs` is a lower bound, because how many there are depends on the data.
+        taken: how keys and values were thinned, where that is all; a Skip says what needs those of all tokens.
     """
 
     q: Node
@@ -188,8 +202,31 @@ class AttentionState:
     blocks: BlockLists | None = None
     dense_q: Node | None = None
     at_least: bool = False
+    taken: Taken | Skip | None = None
 
     def then(self, axis: str, setting: Any, restore: Restore | None = None, **changes: Any) -> AttentionState:
         """This state after one more axis has acted; without `restore` its queries are those of this one."""
         restores = self.restores if restore is None else (*self.restores, restore)
         return replace(self, restores=restores, axes={**self.axes, axis: setting}, **changes)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A site that was rewritten, and the state whose attention took its place."""
+
+    site: Site
+    state: AttentionState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass over regions did to a graph.
+
+    Attributes:
+        count: how often it was applied, of what `did` says in words.
+        left: where it might have been, module path → why it was not.
+    """
+
+    count: int = 0
+    did: str = ""
+    left: dict[str, str] = field(default_factory=dict)

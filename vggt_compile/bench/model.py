@@ -17,8 +17,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from vggt_compile.errors import BadInput
+from vggt_compile.errors import BadInput, UnknownName
 from vggt_compile.recipes import recipes
+from vggt_compile.registry import methods, regions
 
 PHASES = ("cold", "warm")
 MODELS = {"vggt": "VGGT-1B", "pi3": "π³"}
@@ -29,6 +30,33 @@ SPARSE = {
     for percent in (25, 50, 75, 90)
 }
 """Plans in which every patch query leaves out so many percent of the key blocks, whatever the weights are."""
+
+
+WITHOUT = "@without-"
+"""`RECIPE@without-hoist_keys,share_tables`: a plan with these passes switched off."""
+
+
+def split_variant(name: str) -> tuple[str, str]:
+    """Plan or way to run, and what `disabled_passes` is set to."""
+    plan, _, off = name.partition(WITHOUT)
+    return plan, off
+
+
+def known_variant(name: str) -> str:
+    """The name of a variant; UnknownName says what is close where there is none."""
+    plan, off = split_variant(name)
+    if plan not in all_variants() or (off and plan in ("eager", "compile")):
+        raise UnknownName("variant", plan, all_variants())
+    check_passes(off)
+    return name
+
+
+def check_passes(off: str) -> None:
+    """UnknownName for what no pass is called."""
+    passes = set().union(*(entry.aliases for entry in regions()), *(entry.aliases for entry in methods()))
+    for switched in filter(None, off.split(",")):
+        if switched not in passes:
+            raise UnknownName("pass", switched, passes)
 
 
 @dataclass(frozen=True)
@@ -79,10 +107,11 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
     """A worker on one variant; its lines go to `work/phase.variant.frames.jsonl`."""
     job = ".".join((phase, name, "-".join(map(str, frames))))
     told = work / f"{job}.json"
-    plan = (SPARSE | settings.plans).get(name, name)
+    plan, off = split_variant(name)
     text = asdict(settings) | {
         "variant": name,
-        "plan": plan,
+        "plan": (SPARSE | settings.plans).get(plan, plan),
+        "off": off,
         "frames": frames,
         "repeats": settings.repeats(),
         "work": str(work),
@@ -112,7 +141,9 @@ def write(settings: Settings, work: Path, out: Path, name: str = "model") -> str
 
 
 def read(work: Path, phase: str, settings: Settings) -> list[dict[str, Any]]:
-    names = (*all_variants(), *settings.plans)
+    found = {file.stem.split(".")[1] for file in work.glob(f"{phase}.*.jsonl")}
+    order = (*all_variants(), *settings.plans)
+    names = sorted(found, key=lambda name: (order.index(split_variant(name)[0]), name))
     files = [file for name in names for file in sorted(work.glob(f"{phase}.{name}.*.jsonl"), key=_first_count)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
@@ -157,7 +188,8 @@ def page(record: dict[str, Any]) -> str:
             "Frames are a dynamic dimension in every compiled variant. Made by `python -m vggt_compile bench`.\n",
             "`eager` is the model as it comes (cuDNN attention), `compile` plain `torch.compile`, `dense` this backend",
             "with nothing rewritten, `sparse-…` a plan whose patch queries leave out so many percent of the key blocks",
-            "in every global layer, time to choose them included; other names are [recipes](../recipes.md).\n",
+            "in every global layer, time to choose them included; other names are [recipes](../recipes.md).",
+            *_about_passes(rows),
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
             "\n## First call: tracing, compiling, running\n",
@@ -174,6 +206,11 @@ def page(record: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _about_passes(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    off = any(WITHOUT in row["variant"] for measured in rows.values() for row in measured)
+    return ["`…@without-…` is a recipe with these [passes](../passes.md) switched off.\n"] if off else [""]
 
 
 def speed_table(rows: list[dict[str, Any]]) -> str:

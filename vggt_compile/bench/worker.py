@@ -25,7 +25,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model = load(settings)
-        run = variant(settings["variant"], settings["plan"], model)
+        run = variant(settings["variant"], settings["plan"], settings["off"], model)
         for frames in settings["frames"]:
             print(json.dumps(measure(run, frames, settings)), flush=True)
 
@@ -53,15 +53,16 @@ def pi3(upstream: str) -> nn.Module:
     return ours("large")
 
 
-def variant(name: str, plan: Any, model: nn.Module) -> Callable[[Tensor], Any]:
-    """`eager`, `compile` (Inductor as it comes), or a plan of ours."""
+def variant(name: str, plan: Any, off: str, model: nn.Module) -> Callable[[Tensor], Any]:
+    """`eager`, `compile` (Inductor as it comes), or a plan of ours without the passes in `off`."""
     if name == "eager":
         return model
     if name == "compile":
         return torch.compile(model)
     from vggt_compile import vggt_sparse
 
-    return torch.compile(model, backend=vggt_sparse, options={"plan": plan, "strict": name != "dense"})
+    options = {"plan": plan, "strict": name != "dense", "inductor": {"disabled_passes": off}}
+    return torch.compile(model, backend=vggt_sparse, options=options)
 
 
 def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:

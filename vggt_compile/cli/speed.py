@@ -6,8 +6,20 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from vggt_compile.bench.model import MODELS, PHASES, VARIANTS, Settings, all_variants, run_phase, write
-from vggt_compile.errors import BadInput, UnknownName
+from vggt_compile.bench.model import (
+    MODELS,
+    PHASES,
+    VARIANTS,
+    WITHOUT,
+    Settings,
+    all_variants,
+    check_passes,
+    known_variant,
+    run_phase,
+    split_variant,
+    write,
+)
+from vggt_compile.errors import BadInput
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import read_named
 
@@ -20,13 +32,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", default="", metavar="DIR", help="its checkout; else the model written here")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for caches and raw results")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="for JSON and page")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=list(VARIANTS),
-        metavar="VARIANT",
-        help=f"{', '.join(all_variants())}, or a plan as NAME=FILE.json or NAME={{…}} (default: {' '.join(VARIANTS)})",
+    help_ = (
+        f"{', '.join(all_variants())}, or a plan as NAME=FILE.json or NAME={{…}}; "
+        f"VARIANT{WITHOUT}PASS,… switches passes off (default: {' '.join(VARIANTS)})"
     )
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT", help=help_)
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
@@ -41,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         args.upstream,
         args.model,
         tuple(args.frames),
-        plans={name: plan.to_json() for name, plan in plans.items() if plan is not None},
+        plans={split_variant(name)[0]: plan.to_json() for name, plan in plans.items() if plan is not None},
     )
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
     work.mkdir(parents=True, exist_ok=True)
@@ -54,12 +64,11 @@ def run(args: argparse.Namespace) -> int:
 
 def read_variant(text: str) -> tuple[str, Plan | None]:
     """A variant's name, and its plan where that is none of those with a name of their own."""
-    name, equals, _ = text.partition("=")
-    if not equals and text not in all_variants():
-        raise UnknownName("variant", text, all_variants())
-    if not equals:
-        return name, None
-    name, plan = read_named(text)
+    if "=" not in text:
+        return known_variant(text), None
+    given, off = split_variant(text)
+    name, plan = read_named(given)
     if not name.replace("-", "").replace("_", "").isalnum():
         raise BadInput(f"--variants {text}: {name!r} names files; write letters, digits, - and _")
-    return name, plan
+    check_passes(off)
+    return (f"{name}{WITHOUT}{off}" if off else name), plan

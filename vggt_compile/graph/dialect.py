@@ -5,6 +5,7 @@ Everything else in the package sees records without a dialect: attention calls, 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -44,7 +45,7 @@ _PERMUTE = {torch.permute, aten.permute.default}
 _MT = {aten.mT.default}
 _IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 _IN_PLACE |= {operator.iand, operator.ior, operator.ixor, operator.setitem}
-_PASS_THROUGH = {torch.clone, aten.clone.default, aten.detach.default, aten.alias.default}
+_PASS_THROUGH = {torch.clone, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default}
 _LINEAR = {F.linear, torch._C._nn.linear, aten.linear.default}
 _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
 
@@ -105,15 +106,84 @@ def parts(gm: GraphModule) -> Iterator[Part]:
 
 def autocast_at(node: Node) -> tuple[Autocast, ...]:
     """The autocast regions that the graph opens before a node and closes after it, outermost first."""
+    return autocasts(node.graph)[node]
+
+
+def autocasts(graph: torch.fx.Graph) -> dict[Node, tuple[Autocast, ...]]:
+    """`autocast_at` of every node."""
     opened: dict[Node, Autocast] = {}
-    for other in node.graph.nodes:
-        if other is node:
-            break
-        if other.target is torch.amp.autocast_mode._enter_autocast:
-            opened[other] = Autocast(*other.args)
-        elif other.target is torch.amp.autocast_mode._exit_autocast:
-            opened.pop(other.args[0], None)
-    return tuple(opened.values())
+    found = {}
+    for node in graph.nodes:
+        found[node] = tuple(opened.values())
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            opened[node] = Autocast(*node.args)
+        elif node.target is torch.amp.autocast_mode._exit_autocast:
+            opened.pop(node.args[0], None)
+    return found
+
+
+def operation(node: Node) -> str:
+    """What a node does under one name for all dialects: `mul` for `a * b`, `torch.mul`, `a.mul(b)` and aten's.
+
+    Operands are in the same order then. Empty for what is neither PyTorch's nor an operator of Python.
+    """
+    target: Any = node.target
+    if node.op == "call_method":
+        return str(target)
+    if node.op != "call_function":
+        return ""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.overloadpacket.__name__ if target.namespace == "aten" else str(target.overloadpacket)
+    home = (getattr(target, "__module__", None) or "torch").partition(".")[0]
+    name = str(getattr(target, "__name__", ""))
+    return {"truediv": "div"}.get(name, name) if home in ("torch", "_operator") else ""
+
+
+def acts_on_elements(node: Node) -> bool:
+    """Whether each element of the value depends on one of each operand, up to broadcasting, and on no chance."""
+    if in_place(node):
+        return False
+    cast = operation(node) in _CASTS or inert_source(node) is not None
+    return cast or any(torch.Tag.pointwise in overload.tags for overload in _overloads(node))
+
+
+def pure(node: Node) -> bool:
+    """Whether the node computes the same value from the same operands each time, and changes none of them."""
+    name, overloads = operation(node), _overloads(node)
+    if in_place(node) or name.startswith(("empty", "new_empty", "_assert")):
+        return False
+    if inert_source(node) is not None or name in _CASTS | _PYTHONIC:
+        return True
+    return bool(overloads) and not any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+
+
+def inspects(node: Node) -> bool:
+    """Whether the node only checks another one's dtype and device, as an export writes it before casts."""
+    return operation(node) == "_assert_tensor_metadata"
+
+
+def fresh(node: Node) -> bool:
+    """Whether the value has memory of its own, shared with no operand."""
+    returns = [back for overload in _overloads(node) for back in overload._schema.returns]
+    return bool(returns) and inert_source(node) is None and all(back.alias_info is None for back in returns)
+
+
+_CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "_to_copy"}
+_PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "reshape", "contiguous", "size", "dim"}
+_PYTHONIC |= {"sym_size", "sym_min", "sym_max"}
+
+
+def _overloads(node: Node) -> tuple[torch._ops.OpOverload, ...]:
+    """What of aten's, or of our own, the node may run."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return (node.target,) if node.target.namespace in ("aten", "vggt_compile") else ()
+    return _overloads_of(operation(node))
+
+
+@functools.cache
+def _overloads_of(name: str) -> tuple[torch._ops.OpOverload, ...]:
+    packet = getattr(aten, name, None) if name.isidentifier() else None
+    return tuple(getattr(packet, overload) for overload in packet.overloads()) if packet is not None else ()
 
 
 def attention_call(node: Node) -> AttentionCall | None:

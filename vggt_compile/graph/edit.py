@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 from torch.fx.node import map_arg
 
-from vggt_compile.graph.dialect import Part, autocast_at, value, value_key
+from vggt_compile.errors import RewriteBug
+from vggt_compile.graph.dialect import Part, autocasts, inspects, module_path, pure, value, value_key
 from vggt_compile.graph.symbols import Symbols
 from vggt_compile.site import Size
 
@@ -23,8 +25,10 @@ class Editor:
     def __init__(self, part: Part, symbols: Symbols) -> None:
         self.symbols = symbols
         self._gm, self._graph = part.gm, part.gm.graph
-        self._around = self._regions = part.autocast
+        self._around, self._opened = part.autocast, autocasts(self._graph)
         self._key = value_key(part.gm.graph)
+        fakes = (seen.fake_mode for node in self._graph.nodes if isinstance(seen := value(node), FakeTensor))
+        self._fakes: AbstractContextManager[Any] = next(fakes, nullcontext())
         self._anchor: Node | None = None
         self._fresh: list[Node] = []
         self._fresh_constants: list[str] = []
@@ -35,7 +39,6 @@ class Editor:
     def before(self, anchor: Node) -> Iterator[Editor]:
         """Within the block, calls go before `anchor`; they are undone if the block raises."""
         self._anchor, self._fresh, self._fresh_constants = anchor, [], []
-        self._regions = (*self._around, *autocast_at(anchor))
         try:
             yield self
         except BaseException:
@@ -54,14 +57,45 @@ class Editor:
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Add `function(*args, **kwargs)`; arguments may be nodes."""
+        return self._added("call_function", function, function, args, kwargs)
+
+    def again(self, node: Node, operands: Mapping[Node, Node]) -> Node:
+        """Add the operation of a node once more, with other operands in place of some of its own."""
+        args, kwargs = map_arg((node.args, node.kwargs), lambda x: operands.get(x, x))
+        function: Any = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+        return self._added(node.op, node.target, function, args, kwargs)
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Let everything that reads `old` read `new`, and erase what nothing reads any more."""
+        verify(module_path(old) or str(old), old, new)
+        old.replace_all_uses_with(new)
+        self.sweep(old)
+
+    def sweep(self, *unread: Node) -> None:
+        """Erase these nodes, and what they alone have read, where nothing reads them."""
+        waiting, gone = list(unread), set()
+        while waiting:
+            node = waiting.pop()
+            looks = [user for user in node.users if inspects(user)]
+            removable = node.op == "get_attr" or pure(node)
+            if node in gone or not removable or len(looks) < len(node.users):
+                continue
+            for look in looks:
+                self._graph.erase_node(look)
+            waiting += node.all_input_nodes
+            self._graph.erase_node(node)
+            gone.add(node)
+
+    def _added(self, op: str, target: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Node:
         assert self._anchor is not None, "an editor works inside `before`"
         seen = self._fake(function, args, kwargs)
         with self._graph.inserting_before(self._anchor):
-            node = self._graph.call_function(function, args, kwargs)
+            node = self._graph.create_node(op, target, args, kwargs)
         node.meta = {
             k: v for k, v in self._anchor.meta.items() if k in ("nn_module_stack", "stack_trace", "source_fn_stack")
         }
         node.meta[self._key] = seen
+        self._opened[node] = self._opened[self._anchor]
         self._fresh.append(node)
         return node
 
@@ -102,16 +136,25 @@ class Editor:
         with self._graph.inserting_before(self._anchor):
             node = self._graph.create_node("get_attr", attribute)
         node.meta[self._key] = getattr(self._gm, attribute)
+        self._opened[node] = self._opened[self._anchor]
         self._fresh.append(node)
         return self.call(torch.ops.aten.lift_fresh_copy.default, node)
 
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._anchor is not None
         plain_args, plain_kwargs = map_arg((args, kwargs), value)
-        seen = value(self._anchor)
         with ExitStack() as stack:
-            for region in self._regions:
+            for region in (*self._around, *self._opened[self._anchor]):
                 stack.enter_context(torch.autocast(region.device, region.dtype, region.enabled, region.cache))
-            stack.enter_context(seen.fake_mode if isinstance(seen, FakeTensor) else nullcontext())
+            stack.enter_context(self._fakes)
             stack.enter_context(enable_python_dispatcher())  # some compositions know symbolic sizes in Python only
             return function(*plain_args, **plain_kwargs)
+
+
+def verify(place: str, old: Node, new: Node) -> None:
+    """RewriteBug where a value is of another shape, dtype or device than the one whose place it takes."""
+    was, now = value(old), value(new)
+    if was.dtype != now.dtype or was.device != now.device:
+        raise RewriteBug(place, f"{was.dtype} on {was.device} into {now.dtype} on {now.device}")
+    if not statically_known_true(sym_eq(tuple(was.shape), tuple(now.shape))):
+        raise RewriteBug(place, f"shape {tuple(was.shape)} into {tuple(now.shape)}")

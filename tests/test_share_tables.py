@@ -1,0 +1,155 @@
+"""Equal values are computed once, tables of angles are kept in memory, and nothing that changes is taken for equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from harness import Capture, nodes, run
+from modelutils import images as pictures
+from modelutils import worst
+from regions import DIALECTS, Program, editor, graph_of, run_again, small
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+from vggt_compile import vggt_sparse
+from vggt_compile.graph import dialect
+from vggt_compile.models import vggt
+from vggt_compile.passes.share_tables import share_tables
+
+FRAME = {"layers": {"0": {"scope": "frame"}}}
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Computes its angles anew, as models do in every attention."""
+    angle = torch.arange(x.shape[1], device=x.device)[:, None].float() / 10 ** (torch.arange(0, 4, 2).float() / 4)
+    angle = torch.cat((angle, angle), -1)
+    return x * angle.cos() + x.flip(-1) * angle.sin()
+
+
+def layers(x: Tensor) -> Tensor:
+    for _ in range(3):
+        x = rotated(x).tanh()
+    return x
+
+
+def counts(gm: torch.fx.GraphModule) -> dict[str, int]:
+    found = [dialect.operation(node) for node in gm.graph.nodes]
+    return {name: found.count(name) for name in ("arange", "cos", "sin", "as_strided", "tanh", "mul")}
+
+
+@pytest.mark.parametrize("dialect_name", DIALECTS)
+def test_one_table_of_each_kind_for_all_layers(dialect_name: str) -> None:
+    made, x = Program(layers), torch.randn(2, 5, 4)
+    gm = graph_of(made, x, dialect_name=dialect_name)
+    assert counts(gm)["cos"] == 3
+    assert share_tables(gm.graph, [], editor(gm)).count == 2
+    found = counts(gm)
+    assert (found["cos"], found["sin"], found["as_strided"]) == (1, 1, 2)
+    assert (found["arange"], found["tanh"]) == (2, 3)
+    got = run_again(gm, x)
+    assert torch.equal(got[0] if isinstance(got, tuple) else got, layers(x))
+
+
+def changed_between(x: Tensor) -> tuple[Tensor, ...]:
+    x = x + 0
+    first = x.view(-1).cos()
+    x.mul_(2)
+    return first, x.view(-1).cos()
+
+
+def changed_through_a_view(x: Tensor) -> tuple[Tensor, ...]:
+    x = x + 0
+    row = x[0]
+    first = x.sin()
+    row += 1
+    return first, x.sin()
+
+
+def drawn(x: Tensor) -> tuple[Tensor, ...]:
+    return x + torch.rand_like(x), x + torch.rand_like(x)
+
+
+def allocated(x: Tensor) -> tuple[Tensor, ...]:
+    one, two = torch.empty_like(x), torch.empty_like(x)
+    one.fill_(1)
+    two.fill_(2)
+    return one, two
+
+
+def kinds_of_one(x: Tensor) -> tuple[Tensor, ...]:
+    return torch.full((2,), 1) + x, torch.full((2,), 1.0) + x, torch.full((2,), True) + x
+
+
+@pytest.mark.parametrize("dialect_name", DIALECTS)
+@pytest.mark.parametrize("function", [changed_between, changed_through_a_view, drawn, allocated, kinds_of_one])
+def test_what_is_not_equal_is_not_shared(function: Callable, dialect_name: str) -> None:
+    made, x = Program(function), torch.randint(3, (2, 2))
+    x = x if function is kinds_of_one else x.float()
+    gm = graph_of(made, x, dialect_name=dialect_name)
+    share_tables(gm.graph, [], editor(gm))
+    torch.manual_seed(0)
+    got = run_again(gm, x)
+    torch.manual_seed(0)
+    for out, want in zip(got, function(x), strict=True):
+        assert out.dtype == want.dtype
+        assert torch.equal(out, want)
+
+
+def test_equal_operations_under_another_autocast_are_not_equal() -> None:
+    def twice(x: Tensor) -> tuple[Tensor, ...]:
+        first = torch.linalg.norm(x @ x)
+        with torch.autocast("cpu", torch.bfloat16):
+            return first, torch.linalg.norm(x @ x)
+
+    gm = graph_of(Program(twice), x := torch.randn(4, 4), dialect_name="dynamo")
+    share_tables(gm.graph, [], editor(gm))
+    got = run_again(gm, x)
+    assert [out.dtype for out in got] == [out.dtype for out in twice(x)]
+    assert counts(gm)["cos"] == 0
+    assert sum(dialect.operation(node) == "matmul" for node in gm.graph.nodes) == 2
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_models_compute_the_same_to_the_bit(dynamic: bool) -> None:
+    model, x = small("vggt"), pictures(2, 4, 3, 56, 70)
+    outs, graphs = [], []
+    for off in ("share_tables", ""):
+        torch._dynamo.reset()
+        with torch._inductor.config.patch(disabled_passes=off):
+            outs.append(run(model, x, capture=(capture := Capture(plan=FRAME)), dynamic=dynamic))
+        graphs.append(capture.graphs[0])
+    assert worst(*outs) == 0
+    tables = [counts(gm)["as_strided"] for gm in graphs]
+    assert tables[0] == 0
+    assert tables[1] == capture.report.regions[0].count > 0
+
+
+def test_a_dense_plan_leaves_the_graph_as_it_is() -> None:
+    model, x = small("vggt"), pictures(1, 4, 3, 56, 70)
+    run(model, x, capture=(capture := Capture(plan="dense")))
+    assert nodes(capture.graphs[0]) == capture.before[0]
+
+
+@pytest.mark.slow
+def test_compiled_code_computes_a_cosine_in_one_kernel() -> None:
+    """Without the pass every kernel that rotates computes its own."""
+
+    class Trunk(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = vggt("tiny", layer_scale=0.5).eval().aggregator
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images)
+
+    x, found = torch.rand(1, 4, 3, 28, 42), {}
+    for off in ("share_tables", ""):
+        torch._dynamo.reset()
+        options = {"plan": FRAME, "inductor": {"disabled_passes": off, "fx_graph_cache": False}}
+        with torch.no_grad():
+            compiled = torch.compile(Trunk(), backend=vggt_sparse, options=options)
+            _, (code, *_) = run_and_get_code(compiled, x)
+        found[off] = code.count("cos(")
+    assert found[""] < found["share_tables"]
