@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vggt_compile.bench import bars
+from vggt_compile.bench.model import page
 from vggt_compile.bench.parts import (
     CHOOSING,
     FRAME,
@@ -82,6 +83,23 @@ def test_the_picture_shows_rows_with_parts_only(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
     bars.draw(rows, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 5_000
+
+
+def test_the_page_of_a_benchmark_has_parts_where_they_were_measured() -> None:
+    row = {"variant": "dense", "frames": 8, "warm_s": 1.0, "peak_gib": 1.5, "graphs": 1}
+    record: dict[str, Any] = {
+        "machine": {"gpu": "none"},
+        "name": "trunk",
+        "settings": {"upstream": "", "size": [28, 42]},
+        "cold": [],
+        "warm": [row],
+    }
+    assert "Where the time goes" not in page(record)
+    record["warm"] = [row | {"parts": dict.fromkeys(PARTS, 0.25)}]
+    text = page(record)
+    assert "![Seconds by part](trunk-parts.png)" in text
+    cells = [cell.strip() for cell in next(x for x in text.splitlines() if "0.250" in x).split("|")[1:-1]]
+    assert cells == ["8", "dense", *["0.250"] * len(PARTS)]
 
 
 @pytest.mark.gpu

@@ -17,6 +17,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from vggt_compile.bench import bars
+from vggt_compile.bench.parts import PARTS
 from vggt_compile.errors import BadInput, UnknownName
 from vggt_compile.recipes import recipes
 from vggt_compile.registry import methods, regions
@@ -64,7 +66,7 @@ class Settings:
     """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count.
 
     From `long` frames on the first call is the only one: after a smaller count it compiles nothing. `plans` are more
-    variants, by name.
+    variants, by name. With `parts` one more call at each count tells where the time goes.
     """
 
     upstream: str
@@ -74,6 +76,7 @@ class Settings:
     compare_up_to: int = 32
     long: int = 500
     plans: dict[str, Any] = field(default_factory=dict)
+    parts: bool = False
 
     def repeats(self) -> dict[str, int]:
         return {str(n): 7 if n <= 32 else 3 if n <= 100 else int(n < self.long) for n in self.frames}
@@ -132,11 +135,12 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def write(settings: Settings, work: Path, out: Path, name: str = "model") -> str:
     """JSON with everything and the page made from it, which is returned; `name` is that of both files."""
     rows = {phase: read(work, phase, settings) for phase in PHASES}
-    record = {"machine": versions(), "settings": asdict(settings), **rows}
+    record = {"machine": versions(), "name": name, "settings": asdict(settings), **rows}
     text = page(record)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / f"{name}.md").write_text(text)
+    bars.draw(rows["warm"], out / f"{name}-parts.png")
     return text
 
 
@@ -192,6 +196,7 @@ def page(record: dict[str, Any]) -> str:
             *_about_passes(rows),
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
+            *parts_section(record),
             "\n## First call: tracing, compiling, running\n",
             "Cold: all caches empty, the variants compile side by side. Warm: a new process on the caches of the",
             "first, which reads code from disk. Rows of a variant are in the order of the calls in one process, but",
@@ -229,6 +234,20 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
         )
     headers = ("frames", "variant", "seconds", f"speed-up over {base}", "peak GiB", "graphs so far")
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
+def parts_section(record: dict[str, Any]) -> list[str]:
+    """Seconds on the GPU by part; nothing where no row has them."""
+    rows = sorted((row for row in record["warm"] if "parts" in row), key=lambda row: row["frames"])
+    if not rows:
+        return []
+    table = [(row["frames"], row["variant"], *(f"{row['parts'][part]:.3f}" for part in PARTS)) for row in rows]
+    return [
+        "\n## Where the time goes\n",
+        "Seconds of kernels in one more call under a profiler, by what launched them.\n",
+        tabulate(table, ("frames", "variant", *PARTS), tablefmt="github", disable_numparse=True),
+        f"\n![Seconds by part]({record['name']}-parts.png)",
+    ]
 
 
 def compile_table(rows: dict[str, list[dict[str, Any]]]) -> str:

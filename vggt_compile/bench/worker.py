@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_compile.bench.parts import milliseconds, profiled
+
 COMPARED = {"vggt": ("pose_enc", "depth", "world_points"), "pi3": ("camera_poses", "conf", "local_points")}
 
 
@@ -85,11 +87,19 @@ def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any])
         times = [timed(run, images) for _ in range(settings["repeats"][str(frames)])] or [row["first_s"]]
         row |= {"warm_s": statistics.median(times), "all_s": times}
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if settings["parts"]:
+            seconds = milliseconds(profiled(lambda: run(images)), tokens_of_a_frame(height, width))
+            row["parts"] = {part: spent / 1e3 for part, spent in seconds.items()}
     except torch.OutOfMemoryError:
         row["out_of_memory"] = True
     stats = torch._dynamo.utils.counters["stats"]
     row["graphs"] = stats.get("unique_graphs", 0)
     return row
+
+
+def tokens_of_a_frame(height: int, width: int) -> int:
+    """Patches of 14 pixels, and the five special tokens that both models have."""
+    return height // 14 * (width // 14) + 5
 
 
 def timed(run: Callable[[Tensor], Any], images: Tensor) -> float:

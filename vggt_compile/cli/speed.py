@@ -37,6 +37,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         f"VARIANT{WITHOUT}PASS,… switches passes off (default: {' '.join(VARIANTS)})"
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT", help=help_)
+    parser.add_argument(
+        "--parts", action="store_true", help="profile one more call: where time goes, with a picture"
+    )
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
@@ -52,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         tuple(args.frames),
         plans={split_variant(name)[0]: plan.to_json() for name, plan in plans.items() if plan is not None},
+        parts=args.parts,
     )
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
     work.mkdir(parents=True, exist_ok=True)
