@@ -94,6 +94,35 @@ def test_it_runs_where_this_package_is_not(made: Path, loaded: Artifact, tmp_pat
         torch.testing.assert_close(out, loaded(x))
 
 
+@pytest.fixture(scope="module")
+def program_in_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example, built against the libtorch of this process."""
+    missing = [tool for tool in ("cmake", "c++", "ninja") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"building the C++ example needs {', '.join(missing)}")
+    built = tmp_path_factory.mktemp("cpp")
+    source = Path(__file__).parents[1] / "examples" / "cpp"
+    torch_here = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    subprocess.run(["cmake", "-G", "Ninja", "-S", source, "-B", built, torch_here], check=True, timeout=120)
+    subprocess.run(["cmake", "--build", built], check=True, timeout=300)
+    return built / "run_artifact"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("frames", "entry"), [(5, 0), (2, 1)])
+def test_a_program_in_cpp_gives_the_same(
+    program_in_cpp: Path, made: Path, loaded: Artifact, tmp_path: Path, frames: int, entry: int
+) -> None:
+    x = scene(frames=frames)
+    torch.save(x, tmp_path / "images.pt")
+    names = [entry.name for entry in loaded.manifest.entries]
+    command = [program_in_cpp, made, tmp_path / "images.pt", tmp_path / "out.pt", *names[entry : entry + 1][:entry]]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert "vggt_compile.plan: custom" in done.stdout
+    (out,) = torch.load(tmp_path / "out.pt", weights_only=False)  # a list of the C++ kind
+    torch.testing.assert_close(out, loaded(x))
+
+
 def test_the_manifest_says_what_was_asked_and_done(made: Path) -> None:
     manifest = vggt_compile.load(made).manifest
     assert (manifest.torch, manifest.vggt_compile) == (torch.__version__, vggt_compile.__version__)
