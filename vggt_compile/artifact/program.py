@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,8 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(trace.prepared(model))
         stack.enter_context(dense_heads_in(span.passes))
         stack.enter_context(torch.no_grad())
-        if precision == "fp32":
-            gm = _export(model, images, span).module(check_guards=False)
-        else:
-            with _under_autocast(model, device):
-                gm = _casts_spelled_out(_export(model, images, span))
+        with nullcontext() if precision == "fp32" else _under_autocast(model, device):
+            gm = _in_one_graph(_export(model, images, span))
         report = rewrite(gm, plan, strict=strict, guard=False, portable=True)
         if precision == "bf16":
             store_rounded(gm)
@@ -67,9 +64,14 @@ def _under_autocast(model: nn.Module, device: torch.device) -> Iterator[None]:
         del model.forward
 
 
-def _casts_spelled_out(exported: ExportedProgram) -> GraphModule:
-    """The graph without regions of autocast, casts in their place; attentions keep their module paths."""
+def _in_one_graph(exported: ExportedProgram) -> GraphModule:
+    """Regions of autocast are graphs of their own; if attentions are in one, casts take the place of all regions.
+
+    Attentions keep their module paths.
+    """
     gm = exported.module(check_guards=False)
+    if all(node.graph is gm.graph for node in _attentions(gm)):
+        return gm
     stacks = [node.meta.get("nn_module_stack") for node in _attentions(gm)]
     flat = exported.run_decompositions({}).module(check_guards=False)
     for node, path in zip(_attentions(flat), stacks, strict=True):
