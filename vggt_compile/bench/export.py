@@ -108,7 +108,7 @@ def jit(args: argparse.Namespace) -> dict[str, Any]:
     import vggt_compile
 
     model = load_model(args)
-    run = torch.compile(model, backend=vggt_compile.vggt_sparse, options={"plan": args.plan}, dynamic=True)
+    run = torch.compile(model, backend=vggt_compile.vggt_sparse, options={"plan": args.plan})
     with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
         start = time.perf_counter()
         run(pictures(args, min(args.frames)))
@@ -135,7 +135,9 @@ def pictures(args: argparse.Namespace, frames: int) -> Any:
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(1, frames, 3, *args.size, generator=generator).to(args.device)
+    images = torch.rand(1, frames, 3, *args.size, generator=generator).to(args.device)
+    torch._dynamo.maybe_mark_dynamic(images, 1)  # for the compile, as in the other benchmarks
+    return images
 
 
 def steady(run: Any, args: argparse.Namespace, frames: int, repeats: int = 5) -> float:
