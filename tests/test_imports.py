@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[1]
 # a dotted name is a module with arrows of its own. `root` is the lazy names of the package itself.
 DRAWING = """
     __main__ → cli
-    cli → root export bench analysis scenes models
-    root → backend dry_run families.trace
-    bench → root export metrics scenes models datasets ops
+    cli → root artifact bench analysis scenes models
+    root → backend dry_run artifact families.trace
+    bench → root artifact metrics scenes models datasets ops
     analysis → root metrics
-    export → backend
+    artifact → recipes rewrite sources families.trace
     dry_run → backend
     backend → breaks densities recipes rewrite sources families.trace
     breaks → report families.shims graph

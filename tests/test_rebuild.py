@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vggt_compile.families.rebuild import rebuilt
+from vggt_compile.families.rebuild import rebuilt, shares_out_a_batch
 
 
 def bound_once(flag: bool) -> list:
@@ -131,3 +131,27 @@ def test_private_names_are_refused() -> None:
     form = rebuilt(Holder.dunder)
     assert form is not None
     assert form(Holder(), True) is Holder
+
+
+def dropping(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Stochastic depth as DINO's blocks have it: outside training the count is unused."""
+    sample_subset_size = max(int(x.shape[0] * (1 - self.sample_drop_ratio)), 1)
+    if self.training and self.sample_drop_ratio > 0.0:
+        return x[:sample_subset_size]
+    return x * 2
+
+
+def module(forward: Any, training: bool) -> torch.nn.Module:
+    made = type("Dropping", (torch.nn.Module,), {"forward": forward, "sample_drop_ratio": 0.5})()
+    return made.train(training)
+
+
+def test_a_share_of_a_batch_may_stay_a_symbol() -> None:
+    assert shares_out_a_batch(dropping)
+    assert not shares_out_a_batch(bound_once)
+    form, x, shapes = rebuilt(dropping), torch.ones(5, 2), ({0: torch.export.Dim("batch", min=3, max=9)},)
+    with pytest.raises(torch._dynamo.exc.UserError, match="Constraints violated"):
+        torch.export.export(module(dropping, False), (x,), dynamic_shapes=shapes)
+    program = torch.export.export(module(form, False), (x,), dynamic_shapes=shapes)
+    assert torch.equal(program.module()(torch.ones(8, 2)), torch.full((8, 2), 2.0))
+    assert torch.equal(module(form, True)(x), module(dropping, True)(x))

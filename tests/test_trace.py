@@ -211,6 +211,22 @@ def test_two_prepared_models_share_their_classes() -> None:
     trace.arm()
 
 
+def test_prepared_inside_a_block_all_is_as_before_behind_it() -> None:
+    model = Trunk()
+    unprepare(model)
+    prepare(model)
+    unprepare(model)
+    for known in (False, True):
+        if known:
+            prepare(model)
+        before = vars(TableRotary)["forward"]
+        with trace.prepared(model) as used:
+            assert {shim.owner for shim in used} == {TableRotary, Positions}
+            assert hasattr(vars(TableRotary)["forward"], "__wrapped__")
+        assert vars(TableRotary)["forward"] is before
+        assert hasattr(before, "__wrapped__") == known == (model in trace._prepared)
+
+
 def test_prepare_twice_and_forgotten_models() -> None:
     model = Trunk()
     assert prepare(model) == prepare(model)

@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vggt_compile.artifact.build import export as export
+    from vggt_compile.artifact.load import load as load
     from vggt_compile.backend import vggt_sparse as vggt_sparse
     from vggt_compile.densities import Densities as Densities
     from vggt_compile.densities import collect_densities as collect_densities
@@ -26,6 +28,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "vggt_sparse": "backend",
     "explain": "dry_run",
+    "export": "artifact.build",
+    "load": "artifact.load",
     "Densities": "densities",
     "collect_densities": "densities",
     "prepare": "families.trace",

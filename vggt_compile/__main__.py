@@ -12,7 +12,7 @@ from typing import NoReturn
 import vggt_compile
 from vggt_compile.errors import BadInput, VggtCompileError
 
-COMMANDS = ("demo", "explain", "recipes", "doctor", "bench", "analyze")
+COMMANDS = ("demo", "explain", "export", "run", "inspect", "recipes", "doctor", "bench", "analyze")
 """Modules of vggt_compile.cli, each with HELP, arguments(parser) and run(args) → exit code."""
 
 

@@ -48,3 +48,35 @@ class RewriteBug(VggtCompileError, AssertionError):
 
 class BadInput(VggtCompileError, ValueError):
     """Images, folders or arguments that cannot be worked with."""
+
+
+class ExportFailed(VggtCompileError):
+    """One graph cannot serve what was asked of it."""
+
+    def __init__(self, span: str, why: str) -> None:
+        super().__init__(
+            f"no single graph serves {span}: {why}\nAsk for fewer frame counts, a fixed batch, or another plan."
+        )
+
+
+class ArtifactError(VggtCompileError):
+    """An artifact cannot be used: `path` and what is wrong in one line."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+
+
+class NotAnArtifact(ArtifactError):
+    """The file is something else, or was written by something else."""
+
+
+class DamagedArtifact(ArtifactError):
+    """The file is cut off, or not what was written."""
+
+
+class WrongMachine(ArtifactError):
+    """The artifact is for another device, architecture, system or version of torch."""
+
+
+class WrongImages(ArtifactError, ValueError):
+    """Images of a size, number, dtype or device that the artifact was not made for."""

@@ -32,7 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def rewrite(
-    gm: GraphModule, plan: Plan, *, strict: bool = False, guard: bool = True, densities: bool = False
+    gm: GraphModule,
+    plan: Plan,
+    *,
+    strict: bool = False,
+    guard: bool = True,
+    densities: bool = False,
+    portable: bool = False,
 ) -> Report:
     """Apply a plan to a traced graph, in place.
 
@@ -41,13 +47,14 @@ def rewrite(
         strict: raise NotRewritten where a layer that the plan names is not rewritten.
         guard: whether `min_tokens` may add a guard; export cannot, and decides by what is known for all sizes.
         densities: append outputs to the graph, the density [B, H] of each row of the report that is `measured`.
+        portable: use no operator that needs this package where the graph runs, as an artifact must.
 
     Returns:
         The report. With a dense plan the graph is left as it is, to the node.
     """
     report = Report(plan=plan.name)
     for part in dialect.parts(gm):
-        _GraphRewrite(part, plan, guard, report, densities and part.gm is gm).run()
+        _GraphRewrite(part, plan, guard, report, densities and part.gm is gm, portable).run()
     if densities and any(row.implementation == "block-sparse" and not row.measured for row in report.rows):
         report.notes.append("densities of attentions in sub-graphs are not handed out")
     plan = plan.at(1 + max((row.layer for row in report.global_rows if row.layer is not None), default=-1))
@@ -100,8 +107,11 @@ def _spans(layers: set[int]) -> str:
 class _GraphRewrite:
     """One graph on its way through the driver."""
 
-    def __init__(self, part: dialect.Part, plan: Plan, guard: bool, report: Report, densities: bool) -> None:
+    def __init__(
+        self, part: dialect.Part, plan: Plan, guard: bool, report: Report, densities: bool, portable: bool
+    ) -> None:
         self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
+        self.portable = portable
         self.symbols = Symbols(self.gm.graph)
         self.edit = Editor(part, self.symbols)
         self.densities: list[Node] | None = [] if densities else None
@@ -260,7 +270,7 @@ class _GraphRewrite:
             given |= {"own_k": own_k, "own_v": own_v, "own": state.own.read}
         if state.key_log_weight is not None:
             given |= {"key_log_weight": state.key_log_weight}
-        return given
+        return given | {"portable": True} if given and self.portable else given
 
     def _row(self, site: Site, state: AttentionState, before: Size, reason: str | None, *, lifted: bool = False) -> Row:
         def number(size: Size) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from torch import Tensor
 
 FEW_FRAMES = 24
 PASSES = 6
+PIXELS_PER_PASS = 61 * 392 * 518
+"""Above this many pixels the published heads interpolate in parts, a graph of its own."""
+
+_fixed_passes: int | None = None
+
+
+@contextlib.contextmanager
+def dense_heads_in(passes: int) -> Iterator[None]:
+    """Traces inside the block run dense heads in so many passes, whatever the frame count."""
+    global _fixed_passes
+    before, _fixed_passes = _fixed_passes, passes
+    try:
+        yield
+    finally:
+        _fixed_passes = before
 
 
 def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -49,11 +65,11 @@ def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, star
     heads interpolate in parts, a graph of its own.
     """
     frames = images.shape[1]
-    if chunk is None or frames < FEW_FRAMES:
+    if chunk is None or (passes := _passes(frames)) == 1:
         return forward(tokens, images, start, None)
     parts = [
         forward([None if t is None else t[:, a:b] for t in tokens], images[:, a:b], start, None)
-        for a, b in _runs(frames)
+        for a, b in _runs(frames, passes)
     ]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts, 1)
@@ -69,12 +85,19 @@ def flattened_in_few_passes(
         feats: a sequence for each level, of which the head reads the first: tokens [B, F, P, D].
     """
     frames = feats[0][0].shape[1]
-    if chunk is None or frames < FEW_FRAMES:
+    if chunk is None or (passes := _passes(frames)) == 1:
         return forward(feats, height, width, start, None)
-    parts = [forward([(feat[0][:, a:b],) for feat in feats], height, width, start, None) for a, b in _runs(frames)]
+    runs = _runs(frames, passes)
+    parts = [forward([(feat[0][:, a:b],) for feat in feats], height, width, start, None) for a, b in runs]
     return type(parts[0])({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
 
 
-def _runs(frames: int) -> list[tuple[int, int]]:
-    step = frames // PASSES
-    return list(itertools.pairwise([*(index * step for index in range(PASSES)), frames]))
+def _passes(frames: int) -> int:
+    if _fixed_passes is not None:
+        return _fixed_passes
+    return 1 if frames < FEW_FRAMES else PASSES
+
+
+def _runs(frames: int, passes: int) -> list[tuple[int, int]]:
+    """As long as each other, but for the last, which has up to `passes` − 1 frames more."""
+    return list(itertools.pairwise(index * frames // passes for index in range(passes + 1)))

@@ -5,6 +5,7 @@ again, and the question becomes `x is not ...`. `torch.cuda.synchronize()` and `
 value and are left out; inside a loop they would make Dynamo give up the whole function. What
 `torch.cuda.is_bf16_supported()` answers is a fact of the machine, and stands there as a constant.
 `object.__getattribute__(x, "k")` of a dictionary class first looks into `x.__dict__`, which Dynamo can read.
+Where stochastic depth takes `int` and `max` of a batch that may be a symbol, their symbolic forms stand.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ import torch
 
 _HINTS = {"torch.cuda.synchronize", "torch.cuda.empty_cache"}
 _CAPABILITY = "torch.cuda.is_bf16_supported"
+_SYMBOLIC = {"int": "torch.sym_int", "max": "torch.sym_max"}
 
 
 def needs_rebuilding(function: FunctionType) -> bool:
     told_by = {"locals", *(name.rpartition(".")[2] for name in (*_HINTS, _CAPABILITY))}
     return not told_by.isdisjoint(function.__code__.co_names)
+
+
+def shares_out_a_batch(function: FunctionType) -> bool:
+    """Whether a method counts the items of a batch that training would keep, which is no number while tracing."""
+    counts = any(name.startswith("sample_subset_size") for name in function.__code__.co_varnames)
+    return counts and "sample_drop_ratio" in function.__code__.co_names
 
 
 def reads_around_getattr(function: FunctionType) -> bool:
@@ -48,7 +56,7 @@ def rebuilt(function: FunctionType) -> FunctionType | None:
         return None
     names = {node.left.value for node in ast.walk(definition) if _asks(node)}  # type: ignore[attr-defined]
     definition.decorator_list = []
-    definition = _Rebind(names).visit(definition)
+    definition = _Rebind(names, shares_out_a_batch(function)).visit(definition)
     if any(_is_locals(node) or _is_private(node) or _wants_class(node) for node in ast.walk(definition)):
         return None
     _forget_defaults(definition.args)
@@ -120,8 +128,8 @@ def _unbound(name: str) -> ast.Assign:
 
 
 class _Rebind(ast.NodeTransformer):
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
+    def __init__(self, names: set[str], symbolic: bool) -> None:
+        self.names, self.symbolic = names, symbolic
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         if not _asks(node):
@@ -133,6 +141,8 @@ class _Rebind(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if ast.unparse(node.func) == _CAPABILITY and not node.args and not node.keywords:
             return ast.Constant(torch.cuda.is_bf16_supported())
+        if ast.unparse(node.func) in _SYMBOLIC and self.symbolic:
+            node.func = ast.parse(_SYMBOLIC[ast.unparse(node.func)], mode="eval").body
         if _looks_past_getattr(node):
             return ast.copy_location(_instance_first(node), node)
         return self.generic_visit(node)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile.families.forms import flattened_in_few_passes, grid_positions, in_few_passes, rotate
-from vggt_compile.families.rebuild import needs_rebuilding, reads_around_getattr, rebuilt
+from vggt_compile.families.rebuild import needs_rebuilding, reads_around_getattr, rebuilt, shares_out_a_batch
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ def recognise(cls: type) -> Iterator[Shim]:
     for method, function in list(vars(cls).items()):
         if isinstance(function, FunctionType) and needs_rebuilding(function):
             yield from _rebuilt(cls, method, function, "rebuilt without locals(), CUDA hints and capability queries")
+        elif isinstance(function, FunctionType) and shares_out_a_batch(function):
+            yield from _rebuilt(cls, method, function, "stochastic depth that counts a batch without fixing it")
     for dictionary in _dictionaries_beside(cls):
         yield from _readable(dictionary)
     if _loops_over_flattened_frames(cls):

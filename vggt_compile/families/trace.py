@@ -7,6 +7,7 @@ trace behind in the model. What else stands in the way is in `vggt_compile.famil
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Iterator
@@ -52,6 +53,23 @@ def unprepare(model: nn.Module) -> None:
             del _armed[shim.owner, shim.method]
             setattr(shim.owner, shim.method, shim.original)
             _examined.discard(shim.owner)
+
+
+@contextlib.contextmanager
+def prepared(model: nn.Module) -> Iterator[list[Shim]]:
+    """A model is prepared inside the block; behind it every class is as it was before."""
+    wrapped, known = set(_armed), _prepared.get(model)
+    examined = set(_examined)
+    try:
+        yield prepare(model)
+    finally:
+        if known is None:
+            _prepared.pop(model, None)
+        for owner, method in set(_armed) - wrapped:
+            setattr(owner, method, _armed.pop((owner, method)).original)
+            _examined.discard(owner)
+        for cls in set(_examined) - examined:
+            _examined.discard(cls)  # it may name a class that was restored
 
 
 def _examine(cls: type) -> Iterator[Shim]:

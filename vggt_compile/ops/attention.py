@@ -36,6 +36,7 @@ def attention(
     own_v: Tensor | None = None,
     own: Tensor | None = None,
     scale: float | None = None,
+    portable: bool = False,
 ) -> Tensor:
     """softmax(scale·q kᵀ + key_log_weight) v over the keys that each query block reads; fp32 inside, v.dtype outside.
 
@@ -51,7 +52,9 @@ def attention(
 
     A query that reads no key at all gives zeros. The result [B, H, M, D] lies in memory token by token, [B, M, H, D],
     as that of `scaled_dot_product_attention` does. Strides are free but for the last one, so q, k and v may be views of
-    one fused projection. `scale` is positive, D^-½ unless given. There is no gradient.
+    one fused projection. `scale` is positive, D^-½ unless given. With `portable` only
+    kernels that a compiler can take into its own code compute it, which an artifact needs where this package is not.
+    There is no gradient.
 
     Raises ValueError for shapes and dtypes that do not fit each other, NotImplementedError on a backward pass.
     """
@@ -60,7 +63,7 @@ def attention(
     operands = Operands(q, k, v, *blocks, key_log_weight, own_k, own_v, own, scale)
     operands.check()
     if q.device.type == "cuda":
-        if suits(operands):
+        if not portable and suits(operands):
             return attention_hopper(q, k, v, *blocks, own_k, own_v, own, scale)
         from vggt_compile.ops.attention_kernel import launch  # Triton may be missing where there is no GPU
 
@@ -84,6 +87,7 @@ def _shape(
     own_v: Tensor | None = None,
     own: Tensor | None = None,
     scale: float | None = None,
+    portable: bool = False,
 ) -> Tensor:
     """What tracing needs to know, without a trace of the whole reference for every layer."""
     blocks = (block_index, block_count, always, q_block, k_block)

@@ -1,0 +1,202 @@
+"""What goes into an artifact: the plan's numbers for every count that was asked for, in the dtypes of eager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from alternating import build
+from framed import SPEC, by_hand, scene
+from harness import FRAME
+from modelutils import images, randomized, tensors, worst
+from torch import Tensor, nn
+
+from vggt_compile.artifact import build as building
+from vggt_compile.artifact.program import Program, program
+from vggt_compile.artifact.request import Span, spans
+from vggt_compile.backend import vggt_sparse_eager
+from vggt_compile.errors import ExportFailed
+from vggt_compile.families import forms
+from vggt_compile.models import pi3, vggt
+from vggt_compile.models.camera import CameraConfig
+from vggt_compile.ops import attention as attention_module
+from vggt_compile.ops import hopper
+from vggt_compile.plan import Plan
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+CPU = torch.device("cpu")
+PLANS: dict[str, Any] = {
+    "dense": {},
+    "keys": {
+        "layers": {
+            "0": {"scope": "frame"},
+            "1": {"keys": {"method": "grid", "stride": [2, 2], "own_key": True, "mean_key": "one"}},
+        }
+    },
+    "blocks": {"layers": {"*": {"blocks": {"method": "predict", "keep": 0.5, "cdf": 0.4, "most": 1.0}}}},
+}
+
+
+def shallow_vggt() -> nn.Module:
+    torch.manual_seed(0)
+    camera = CameraConfig(depth=1, heads=4, mlp_ratio=2.0, steps=1)
+    return randomized(vggt("tiny", outputs=("camera",), depth=2, encoder="conv", camera=camera))
+
+
+def shallow_pi3() -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(pi3("tiny"))
+
+
+MODELS = {"vggt": shallow_vggt, "pi3": shallow_pi3}
+
+
+def traced(model: nn.Module, span: Span, plan: object, precision: str = "fp32") -> Program:
+    return program(model, span, Plan.read(plan), precision, CPU, strict=True)
+
+
+def jit(model: nn.Module, plan: object, x: Tensor) -> Any:
+    """What a compile gives, without Inductor."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        return torch.compile(model, backend=vggt_sparse_eager, options={"plan": plan}, dynamic=False)(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "plan"), [("vggt", "keys"), ("vggt", "blocks"), ("pi3", "keys"), ("pi3", "dense")])
+def test_one_program_gives_what_a_compile_gives_for_every_count(name: str, plan: str) -> None:
+    model = MODELS[name]()
+    made = traced(model, Span((3, 64), (1, 2), (28, 42)), PLANS[plan])
+    assert bool(made.report.rewritten) == (plan != "dense")
+    for batch, frames in ((1, 3), (2, 8), (1, 17)):
+        x = images(batch, frames, 3, 28, 42)
+        want, got = jit(model, PLANS[plan], x), made.exported.module()(x)
+        assert worst(got, want) < 1e-4, (batch, frames)
+    if plan != "dense":
+        with torch.no_grad():
+            assert worst(got, model(x)) > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_frames_have_programs_of_their_own(count: int) -> None:
+    model, x = build(SPEC), scene(frames=count)
+    (span,) = spans((count, count), (1, 1), (4, 6))
+    made = program(model, span, Plan.read(FRAME), "fp32", CPU, strict=False)  # one frame is inside itself already
+    torch.testing.assert_close(made.exported.module()(x), by_hand(model, x))
+
+
+def test_a_single_batch_of_several_is_a_program_for_all_of_them() -> None:
+    model, made = build(SPEC), traced(build(SPEC), Span((3, 9), (1, 3), (4, 6)), FRAME)
+    for batch in (1, 2, 3):
+        x = scene(batch=batch, frames=4)
+        torch.testing.assert_close(made.exported.module()(x), by_hand(model, x))
+
+
+# Precision
+
+
+def dtypes_of_eager(model: nn.Module, x: Tensor) -> list[torch.dtype]:
+    """Of what attentions give, in the order in which they run."""
+    seen = []
+
+    class Note(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            if function is torch.nn.functional.scaled_dot_product_attention:
+                seen.append(out.dtype)
+            return out
+
+    with Note(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    return seen
+
+
+def test_autocast_is_part_of_the_program_and_rounded_weights_change_no_bit() -> None:
+    model, x, span = shallow_vggt(), images(1, 5, 3, 28, 42), Span((3, 64), (1, 1), (28, 42))
+    cast, rounded = (traced(model, span, PLANS["keys"], precision) for precision in ("autocast", "bf16"))
+    with torch.autocast("cpu", torch.bfloat16):
+        want = jit(model, PLANS["keys"], x)
+    assert [getattr(torch, row.dtype) for row in cast.report.rows] == dtypes_of_eager(model, x)
+    assert {row.dtype for row in cast.report.rewritten} == {"bfloat16"}
+    assert [row.path for row in cast.report.rewritten] == [f"aggregator.global_blocks.{i}.attn" for i in (0, 1)]
+    assert cast.report.family == "vggt"
+    with torch.no_grad():
+        same, half = (made.exported.module()(x) for made in (cast, rounded))
+    for name, tensor in tensors(want).items():
+        assert torch.equal(tensors(same)[name], tensor), name
+        assert torch.equal(tensors(half)[name], tensor), name
+    stored = rounded.exported.state_dict
+    heads = [name for name in stored if name.startswith("camera_head") and stored[name].is_floating_point()]
+    assert heads
+    assert {stored[name].dtype for name in heads} == {torch.float32}
+    assert stored["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
+
+
+# Operators that need this package
+
+
+def test_a_program_asks_for_kernels_that_it_can_take_along() -> None:
+    """Every attention of ours says so, and on a Hopper GPU that keeps the opaque operator out of the graph."""
+    graph = traced(shallow_vggt(), Span((4, 4), (1, 1), (28, 42)), PLANS["blocks"]).exported.graph
+    ours = torch.ops.vggt_compile.attention.default
+    calls = [node for node in graph.nodes if node.target is ours]
+    assert len(calls) == 2
+    position = [argument.name for argument in ours._schema.arguments].index("portable")
+    assert all(node.kwargs.get("portable", node.args[position:] and node.args[position]) is True for node in calls)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_the_kernel_for_hopper_is_for_graphs_that_stay_here(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+    triton = pytest.importorskip("vggt_compile.ops.attention_kernel", reason="needs Triton")
+    used: list[str] = []
+    monkeypatch.setattr(hopper, "here", lambda device: True)
+    monkeypatch.setattr(triton, "launch", lambda x: used.append("triton") or x.q.clone())
+    monkeypatch.setattr(attention_module, "attention_hopper", lambda q, *rest: used.append("hopper") or q.clone())
+    with torch._subclasses.FakeTensorMode():
+        q = torch.empty(1, 2, 300, 64, dtype=torch.bfloat16, device="cuda")
+        attention_module.attention._init_fn(q, q, q, portable=portable)
+    assert used == ["triton" if portable else "hopper"]
+
+
+# Ranges
+
+
+def test_ranges_are_cut_where_one_graph_cannot_serve_them() -> None:
+    size = (392, 518)
+    assert [(span.frames, span.passes) for span in spans((3, 61), (1, 1), size)] == [((3, 61), 1)]
+    assert [(span.frames, span.passes) for span in spans((1, 500), (1, 1), size)] == [
+        ((62, 500), 9), ((3, 61), 1), ((1, 1), 1), ((2, 2), 1)
+    ]  # fmt: skip
+    assert [span.batch for span in spans((2, 2), (1, 4), size)] == [(1, 1), (2, 4)]
+    for span in spans((1, 1024), (1, 1), size):
+        longest = -(-span.frames[1] // span.passes)
+        assert longest * size[0] * size[1] <= forms.PIXELS_PER_PASS
+        assert span.frames[0] >= 2 * span.passes or span.passes == 1
+
+
+def test_every_count_is_served_once() -> None:
+    for high in (1, 2, 3, 9, 100, 1024):
+        served = [n for span in spans((1, high), (1, 1), (140, 140)) for n in range(span.frames[0], span.frames[1] + 1)]
+        assert sorted(served) == list(range(1, high + 1))
+
+
+def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
+    plan = FRAME | {"min_tokens": 80}  # 11 tokens a frame: from 8 frames on
+    made = list(building._programs(build(SPEC), spans((3, 20), (1, 1), (4, 6)), Plan.read(plan), "fp32", CPU, False))
+    tokens = made[0].report.global_rows[0].per_frame
+    assert tokens
+    first = -(-80 // tokens)
+    assert [(one.span.frames, bool(one.report.rewritten)) for one in made] == [
+        ((first, 20), True),
+        ((3, first - 1), False),
+    ]
+
+
+def test_what_no_graph_can_serve_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[1] == 5 else x
+
+    with pytest.raises(ExportFailed, match="no single graph serves 3-9 frames of 4×6"):
+        traced(Fixed().eval(), Span((3, 9), (1, 1), (4, 6)), {})

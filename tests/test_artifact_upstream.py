@@ -1,0 +1,100 @@
+"""The published models, unmodified, as artifacts: a compile's numbers for every count, and a model left clean."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import upstream_models
+from harness import FRAME
+from torch import nn
+from torch._subclasses import FakeTensor
+from torch.utils._pytree import tree_leaves
+from upstream_models import same_bits, scene, tensors
+
+import vggt_compile
+from vggt_compile.artifact import request
+from vggt_compile.artifact.program import program
+from vggt_compile.artifact.request import Span, spans
+from vggt_compile.backend import vggt_sparse_eager
+from vggt_compile.families import trace
+from vggt_compile.plan import Plan
+
+pytestmark = [
+    pytest.mark.upstream,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+CPU = torch.device("cpu")
+
+
+def jit(net: nn.Module, x: torch.Tensor, plan: object) -> Any:
+    torch._dynamo.reset()
+    trace.arm()
+    return torch.compile(net, backend=vggt_sparse_eager, options={"plan": plan}, dynamic=False)(x)
+
+
+def close(got: Any, want: Any) -> None:
+    for one, other in zip(tensors(got), tensors(want), strict=True):
+        assert float((one - other).norm()) <= 1e-5 * float(other.norm())
+
+
+def of_the_trace(net: nn.Module) -> list[Any]:
+    """Fake tensors that a model holds anywhere, and forwards of single instances."""
+    held = [leaf for module in net.modules() for value in vars(module).values() for leaf in tree_leaves(value)]
+    fakes = [leaf for leaf in held if isinstance(leaf, FakeTensor)]
+    return fakes + [module for module in net.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("name", ["vggt", "pi3", "omega"])
+def test_one_program_serves_every_count_and_the_model_stays_clean(name: str) -> None:
+    with upstream_models.model(name) as net, torch.no_grad():
+        untouched = copy.deepcopy(net)
+        classes = {cls: dict(vars(cls)) for module in net.modules() for cls in type(module).__mro__}
+        size = tuple(scene(name).shape[-2:])
+        made = program(net, Span((3, 64), (1, 2), size), Plan.read(FRAME), "fp32", CPU, strict=True)
+        assert of_the_trace(net) == []
+        assert {cls: dict(vars(cls)) for cls in classes} == classes
+        assert made.report.family == name
+        assert len(made.report.rewritten) == upstream_models.SITES[name]["global"]
+        for batch, frames in ((1, 3), (2, 7)):
+            x = scene(name, batch, frames)
+            assert same_bits(net(x), untouched(x))
+            close(made.exported.module()(x), jit(net, x, FRAME))
+
+
+def test_regions_of_autocast_hide_no_grid() -> None:
+    """VGGT-Ω switches autocast on and off, which export turns into graphs of their own."""
+    plan = {"layers": {"*": {"keys": {"method": "grid", "stride": [1, 2]}}}}
+    with upstream_models.model("omega") as net, torch.no_grad():
+        size = tuple(scene("omega").shape[-2:])
+        made = program(net, Span((3, 64), (1, 1), size), Plan.read(plan), "fp32", CPU, strict=True)
+        x = scene("omega", 1, 6)
+        close(made.exported.module()(x), jit(net, x, plan))
+
+
+def test_dense_heads_run_in_passes_where_frames_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGGT's own heads cut frames into chunks of eight; one graph has as many passes for all of its counts."""
+    height, width = scene("vggt").shape[-2:]
+    monkeypatch.setattr(request, "PIXELS_PER_PASS", 6 * height * width)
+    many, few = spans((3, 16), (1, 1), (height, width))
+    assert (many.frames, many.passes, few.frames) == ((7, 16), 3, (3, 6))
+    with upstream_models.model("vggt") as net, torch.no_grad():
+        made = program(net, many, Plan.read(FRAME), "fp32", CPU, strict=True)
+        for frames in (7, 8, 16):
+            x = scene("vggt", 1, frames)
+            close(made.exported.module()(x), jit(net, x, FRAME))
+
+
+def test_unmodified_omega_as_a_file(tmp_path: Path) -> None:
+    with upstream_models.model("omega") as net, torch.no_grad():
+        x = scene("omega", 1, 5)
+        vggt_compile.export(net, x, plan=FRAME, frames=(3, 32), path=tmp_path / "omega.pt2")
+        run = vggt_compile.load(tmp_path / "omega.pt2")
+        for frames in (3, 8, 17):
+            x = scene("omega", 1, frames)
+            close(run(x), jit(net, x, FRAME))

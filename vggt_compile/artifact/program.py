@@ -1,0 +1,150 @@
+"""A model as a rewritten program: traced by torch.export, rewritten by a plan, traced again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.fx.experimental import _config as symbolic
+
+from vggt_compile.artifact.request import Span
+from vggt_compile.errors import ExportFailed
+from vggt_compile.families import trace
+from vggt_compile.families.forms import dense_heads_in
+from vggt_compile.graph.dialect import is_attention_like
+from vggt_compile.plan import Plan
+from vggt_compile.report import Report, publish
+from vggt_compile.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class Program:
+    span: Span
+    exported: ExportedProgram
+    report: Report
+
+
+def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: torch.device, strict: bool) -> Program:
+    """Trace and rewrite what serves one span. The model is as it was before."""
+    batch, frames = span.example()
+    images = torch.zeros(batch, frames, 3, *span.size, device=device)
+    with ExitStack() as stack:
+        stack.enter_context(trace.prepared(model))
+        stack.enter_context(dense_heads_in(span.passes))
+        stack.enter_context(torch.no_grad())
+        with nullcontext() if precision == "fp32" else _under_autocast(model, device):
+            gm = _in_one_graph(_export(model, images, span))
+        report = rewrite(gm, plan, strict=strict, guard=False, portable=True)
+        if precision == "bf16":
+            store_rounded(gm)
+        exported = _export(gm, images, span)
+    publish(report)
+    return Program(span, exported, report)
+
+
+@contextmanager
+def _under_autocast(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block calls of the model are under autocast: around the trace, tracing would not see it."""
+    forward = model.forward
+
+    def cast(images: Tensor) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            return forward(images)
+
+    model.forward = cast
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+def _in_one_graph(exported: ExportedProgram) -> GraphModule:
+    """Regions of autocast are graphs of their own; if attentions are in one, casts take the place of all regions.
+
+    Attentions keep their module paths.
+    """
+    gm = exported.module(check_guards=False)
+    if all(node.graph is gm.graph for node in _attentions(gm)):
+        return gm
+    stacks = [node.meta.get("nn_module_stack") for node in _attentions(gm)]
+    flat = exported.run_decompositions({}).module(check_guards=False)
+    for node, path in zip(_attentions(flat), stacks, strict=True):
+        node.meta["nn_module_stack"] = path
+    return flat
+
+
+def _attentions(gm: GraphModule) -> list[Node]:
+    """Nodes that a rewrite may anchor on, sub-graphs included, in the order in which they run."""
+    found: list[Node] = []
+    for node in gm.graph.nodes:
+        inner = getattr(gm, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(inner, GraphModule):
+            found += _attentions(inner)
+        elif is_attention_like(node):
+            found.append(node)
+    return found
+
+
+def _export(model: nn.Module, images: Tensor, span: Span) -> ExportedProgram:
+    """Counts of frames and batches are symbols, and what holds for two of something is taken to hold for one.
+
+    The tracer may have more of a batch than was asked for: with a range of one and two it would settle for two. With
+    several passes their lengths depend on the frame count in ways that it cannot bound; it leaves checks in the graph
+    instead.
+    """
+    (fewest, most), (low, high) = span.batch, span.frames
+    dims: dict[int, Any] = {0: Dim("batch", min=fewest, max=most + 2)} if fewest < most else {}
+    dims |= {1: Dim("frames", min=low, max=high)} if low < high else {}
+    try:
+        with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            return torch.export.export(
+                model,
+                (images,),
+                dynamic_shapes=(dims,),
+                prefer_deferred_runtime_asserts_over_guards=span.passes > 1,
+            )
+    except torch._dynamo.exc.UserError as error:
+        raise ExportFailed(str(span), str(error)) from error
+
+
+def store_rounded(gm: GraphModule) -> None:
+    """Keep in bf16 the weights that a graph reads in bf16 only: the same numbers in half the memory."""
+    weights: dict[str, list[Node]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and isinstance(_attribute(gm, node.target), Tensor):
+            weights.setdefault(node.target, []).append(node)
+    for name, nodes in weights.items():
+        casts = [user for node in nodes for user in node.users]
+        if not casts or not all(map(_rounds, casts)):
+            continue
+        owner, _, last = name.rpartition(".")
+        rounded = _attribute(gm, name).detach().to(torch.bfloat16)
+        module = gm.get_submodule(owner)
+        delattr(module, last)
+        module.register_buffer(last, rounded)
+        for cast in casts:
+            node = cast.args[0]
+            assert isinstance(node, Node)
+            node.meta.pop("val", None)
+            cast.replace_all_uses_with(node)
+            gm.graph.erase_node(cast)
+    gm.graph.lint()
+    gm.recompile()
+
+
+def _attribute(gm: GraphModule, name: str) -> Any:
+    owner, _, last = name.rpartition(".")
+    return getattr(gm.get_submodule(owner), last)
+
+
+def _rounds(node: Node) -> bool:
+    """Whether a node is its first argument in bf16."""
+    to = torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default
+    dtype = node.args[1] if len(node.args) > 1 else node.kwargs.get("dtype")
+    return node.target in to and dtype == torch.bfloat16

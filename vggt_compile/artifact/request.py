@@ -1,0 +1,96 @@
+"""What an artifact shall serve, cut into the graphs that serve it: ranges of frame counts, image sizes, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vggt_compile.errors import BadInput
+from vggt_compile.families.forms import PIXELS_PER_PASS
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Range = tuple[int, int]
+"""From the first number to the second, both included."""
+DYNAMIC_FROM = 3
+"""The published models treat one and two frames apart, so these counts have graphs of their own."""
+PRECISIONS = ("fp32", "autocast", "bf16")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One graph: the frame counts, batches and image size (height, width) that it serves.
+
+    `passes` is how often a dense head that cuts frames into chunks runs.
+    """
+
+    frames: Range
+    batch: Range
+    size: tuple[int, int]
+    passes: int = 1
+
+    def __str__(self) -> str:
+        (low, high), (height, width) = self.frames, self.size
+        return f"{low}-{high} frames of {height}×{width}" if low < high else f"{low} frames of {height}×{width}"
+
+    def serves(self, batch: int, frames: int, size: tuple[int, int]) -> bool:
+        return size == self.size and _within(frames, self.frames) and _within(batch, self.batch)
+
+    @property
+    def name(self) -> str:
+        """Of its entry in the package."""
+        return "frames_{}_{}_batch_{}_{}_size_{}x{}".format(*self.frames, *self.batch, *self.size)
+
+    def example(self) -> tuple[int, int]:
+        """(batch, frames) to trace with: no number that another dimension has, lest tracing take them for the same."""
+        taken = {1, 2, 3, *self.size}
+        low, high = self.frames
+        frames = next((n for n in range(max(low, 5), high + 1) if n not in taken), high)
+        return (self.batch[0] if self.batch[0] == self.batch[1] else max(2, self.batch[0])), frames
+
+
+def spans(frames: Range, batch: Range, size: tuple[int, int]) -> list[Span]:
+    """The graphs for one image size, the one with the most frame counts first.
+
+    A dense head sees so many frames at once that it stays in one graph; more frames are more passes, and a number of
+    passes is a part of the graph.
+    """
+    low, high = frames
+    few = range(low, min(high + 1, DYNAMIC_FROM))
+    static = [Span((n, n), items, size) for n in few for items in _one_and_more(batch)]
+    cut = max(2, PIXELS_PER_PASS // (size[0] * size[1] * batch[1]))
+    cuts = []
+    low = max(low, DYNAMIC_FROM)
+    while low <= high:
+        passes = 1 if high <= cut else -(-high // cut)
+        first = low if passes == 1 else max(low, min(cut + 1, high), 2 * passes)
+        cuts.append(Span((first, high), batch, size, passes))
+        high = first - 1
+    return sorted((*cuts, *static), key=lambda span: span.frames[0] - span.frames[1])
+
+
+def _one_and_more(batch: Range) -> list[Range]:
+    """Of few frames, one scene and several are different graphs as well."""
+    low, high = batch
+    return [batch] if low > 1 or high == 1 else [(1, 1), (2, high)]
+
+
+def read_range(what: str, given: int | Sequence[int]) -> Range:
+    """A number, or the least and the greatest."""
+    numbers = (given, given) if isinstance(given, int) else tuple(given)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    if len(numbers) != 2 or not whole or not 1 <= numbers[0] <= numbers[1]:
+        raise BadInput(f"{what} is a number from 1 on or (least, greatest), not {given!r}")
+    return numbers[0], numbers[1]
+
+
+def read_precision(given: str) -> str:
+    if given not in PRECISIONS:
+        from vggt_compile.errors import UnknownName
+
+        raise UnknownName("precision", given, PRECISIONS)
+    return given
+
+
+def _within(number: int, among: Range) -> bool:
+    return among[0] <= number <= among[1]

@@ -1,0 +1,74 @@
+"""Write a model, rewritten by a plan and compiled for this machine, to one file that runs without this package."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from vggt_compile.cli.options import add_plan, add_size, check_size, read_device, read_plan
+from vggt_compile.errors import BadInput
+
+HELP = "compile a model ahead of time into one file"
+SIZE = (392, 518)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a name as for `demo`, or module:callable that gives an nn.Module"
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights for a named model")
+    parser.add_argument("--out", type=Path, default=Path("model.pt2"), metavar="FILE", help="(default: model.pt2)")
+    parser.add_argument("--frames", default="3-64", metavar="N or A-B", help="frame counts to serve (default: 3-64)")
+    parser.add_argument("--batch", default="1", metavar="N or A-B", help="batches to serve (default: 1)")
+    add_size(parser, default="{} {}".format(*SIZE))
+    add_plan(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "autocast", "bf16"),
+        default="fp32",
+        help="autocast computes in bf16 where torch.autocast does, bf16 keeps the weights so too (default: fp32)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--strict", action="store_true", help="fail if a layer that the plan names stays dense")
+
+
+def run(args: argparse.Namespace) -> int:
+    plan, device = read_plan(args.plan), read_device(args.device)
+    frames, batch = (_range(name, getattr(args, name)) for name in ("frames", "batch"))
+    size = tuple(args.size) if args.size else SIZE
+    import torch
+
+    from vggt_compile import export
+    from vggt_compile.cli import subject
+    from vggt_compile.cli.inspect import show
+
+    if ":" in args.model:
+        found = subject.outline(args.model)
+        model = found.model.to(device)
+    else:
+        found = subject.named(args.model, device, checkpoint=args.checkpoint)
+        model = found.model
+    check_size(size, found.patch)
+    images = torch.zeros(batch[0], 1, 3, *size, device=device)
+    start = time.perf_counter()
+    made = export(
+        model,
+        images,
+        plan=plan,
+        frames=frames,
+        batch=batch,
+        precision=args.precision,
+        path=args.out,
+        strict=args.strict,
+    )
+    show(args.out, made, args.json, {"seconds": round(time.perf_counter() - start, 1)})
+    return 0
+
+
+def _range(name: str, text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    try:
+        return int(low), int(high or low)
+    except ValueError as error:
+        raise BadInput(f"--{name} {text}: a number, or two as in 3-64") from error
