@@ -37,9 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         f"VARIANT{WITHOUT}PASS,… switches passes off (default: {' '.join(VARIANTS)})"
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT", help=help_)
-    parser.add_argument(
-        "--parts", action="store_true", help="profile one more call: where time goes, with a picture"
-    )
+    parser.add_argument("--parts", action="store_true", help="profile one more call: where time goes, with a picture")
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
