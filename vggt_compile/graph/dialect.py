@@ -183,7 +183,9 @@ def _overloads(node: Node) -> tuple[torch._ops.OpOverload, ...]:
 @functools.cache
 def _overloads_of(name: str) -> tuple[torch._ops.OpOverload, ...]:
     packet = getattr(aten, name, None) if name.isidentifier() else None
-    return tuple(getattr(packet, overload) for overload in packet.overloads()) if packet is not None else ()
+    if not isinstance(packet, torch._ops.OpOverloadPacket):  # a name such as `__eq__` is a method of the namespace
+        return ()
+    return tuple(getattr(packet, overload) for overload in packet.overloads())
 
 
 def attention_call(node: Node) -> AttentionCall | None:
