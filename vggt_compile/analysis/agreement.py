@@ -12,16 +12,12 @@ import torch
 from torch import Tensor
 
 from vggt_compile.analysis import closed_forms, equiangular, merging
-from vggt_compile.analysis.axisymmetric import pre_norm_time, rings
+from vggt_compile.analysis.axisymmetric import Relative, pre_norm_time, rings
 from vggt_compile.analysis.meanfield import MeanField
 from vggt_compile.analysis.particles import Attention, distance_to_point, flow, gap, unit
 from vggt_compile.analysis.particles import equiangular as equiangular_tokens
 
 Row = dict[str, float]
-KAPPA = 1.0
-"""Clouds on the sphere S² start with the density e^{κ cos θ} (von Mises and Fisher)."""
-
-
 def slope(rows: Iterable[Row], size: str, value: str) -> float:
     """The least-squares slope of log |value| over log size."""
     pairs = [(math.log(row[size]), math.log(abs(row[value]))) for row in rows]
@@ -30,18 +26,21 @@ def slope(rows: Iterable[Row], size: str, value: str) -> float:
     return float((x * y).sum() / x.square().sum())
 
 
-def cloud(tokens: int, seeds: int, kappa: float = KAPPA) -> Tensor:
-    """Independent tokens [seeds, n, 3] of density e^{κ cos θ}."""
-    generator = torch.Generator().manual_seed(1000 + tokens)
-    level, turn = torch.rand(2, seeds, tokens, dtype=torch.float64, generator=generator)
-    cosine = 1 + torch.log(level + (1 - level) * math.exp(-2 * kappa)) / kappa
-    across = (1 - cosine.square()).clamp(min=0).sqrt()
-    turn = 2 * torch.pi * turn
-    return torch.stack((across * turn.cos(), across * turn.sin(), cosine), -1)
+def gathered(kappa: float) -> Relative:
+    """The density e^{κ cos θ} of von Mises and Fisher, relative to the even one."""
+    return lambda cosine: torch.exp(kappa * cosine)
 
 
-def vmf(cosine: Tensor) -> Tensor:
-    return torch.exp(KAPPA * cosine)
+def cloud(tokens: int, seeds: int, dimension: int = 3, kappa: float = 1.0) -> Tensor:
+    """Independent tokens [seeds, n, d] of that density, by the inverse of the sum over the angle."""
+    generator = torch.Generator().manual_seed(1000 * dimension + tokens)
+    angles = torch.linspace(0, torch.pi, 4001, dtype=torch.float64)
+    density = gathered(kappa)(angles.cos()) * angles.sin() ** (dimension - 2)
+    share = torch.nn.functional.pad(torch.cumulative_trapezoid(density), (1, 0))
+    level = torch.rand(seeds, tokens, 1, dtype=torch.float64, generator=generator)
+    angle = _interpolated(level, share / share[-1], angles)
+    across = unit(torch.randn(seeds, tokens, dimension - 1, dtype=torch.float64, generator=generator))
+    return torch.cat((angle.cos(), angle.sin() * across), -1)
 
 
 def grid_against_exact(cells: Sequence[int], time: float = 1.5, start: float = 0.3) -> list[Row]:
@@ -61,14 +60,14 @@ def grid_against_exact(cells: Sequence[int], time: float = 1.5, start: float = 0
     return rows
 
 
-def grid_against_rings(cells: Sequence[int], beta: float = 4.0, time: float = 2.0, grading: float = 1.0) -> list[Row]:
+def grid_against_rings(cells: Sequence[int], beta: float = 4.0, time: float = 2.0) -> list[Row]:
     """Finite volumes against characteristics, two solvers of one equation: the gap 1 − |∫ x dμ|² on S²."""
-    angles, mass = rings(vmf, [time], 3, beta)
+    angles, mass = rings(gathered(1.0), [time], 3, beta)
     want = 1 - float((mass * angles[0].cos()).sum()) ** 2
     rows = []
     for count in cells:
-        field = MeanField.on(count, 3, beta, grading=grading)
-        end = field.solve(field.masses(vmf), [time])[0]
+        field = MeanField.on(count, 3, beta)
+        end = field.solve(field.masses(gathered(1.0)), [time])[0]
         found = 1 - float((end * field.centres.cos()).sum()) ** 2
         rows.append({"cells": count, "gap": found, "rings": want, "error": abs(found - want), **_conserved(end)})
     return rows
@@ -80,7 +79,7 @@ def _conserved(mass: Tensor) -> Row:
 
 def particles_against_field(counts: Sequence[int], seeds: int, beta: float = 1.0, time: float = 0.5) -> list[Row]:
     """Independent particles against the mean field: the root of the mean square difference in the gap, over seeds."""
-    angles, mass = rings(vmf, [time], 3, beta)
+    angles, mass = rings(gathered(1.0), [time], 3, beta)
     want = 1 - float((mass * angles[0].cos()).sum()) ** 2
     rows = []
     for count in counts:
@@ -118,18 +117,18 @@ def clouds_against_equation(widths: Sequence[int], tokens: int = 64, seeds: int 
     return rows
 
 
-def collapse(times: Sequence[float], beta: float = 1.0, seeds: int = 4) -> list[Row]:
-    """1 − ρ and the distance to a point over depth, with the norm before the layer, three ways.
+def collapse(times: Sequence[float], dimension: int = 8, beta: float = 1.0, seeds: int = 4) -> list[Row]:
+    """1 − ρ and the distance to a point over depth, with the norm before the layer.
 
-    `own radii` is the mean field by characteristics. `field` is finite volumes with one radius for all tokens.
+    `rings` are the mean field by characteristics, each with a radius of its own as particles have them. `field` is
+    finite volumes, with one radius for all tokens.
     """
-    moments = torch.tensor(times, dtype=torch.float64)
-    tokens = unit(flow(cloud(128, seeds), moments, Attention(beta), "before", rtol=1e-7, atol=1e-9))
-    angles, mass = rings(vmf, moments, 3, beta, radius=1.0)
-    depths, distances = _field_in_depth(beta, float(moments[-1]))
-    found = _interpolated(moments.log(), depths.log(), distances.log()).exp()
-    cosine = 0.3
-    pairs = equiangular.solve(cosine, moments, 1e4, beta, radius=1.0)
+    moments, kappa = torch.tensor(times, dtype=torch.float64), dimension / 2
+    start = cloud(128, seeds, dimension, kappa)
+    tokens = unit(flow(start, moments, Attention(beta), "before", rtol=1e-7, atol=1e-9))
+    angles, mass = rings(gathered(kappa), moments, dimension, beta, radius=1.0)
+    found = _field_in_depth(moments, dimension, beta, kappa)
+    pairs = equiangular.solve(0.3, moments, 1e4, beta, radius=1.0)
     chords = (mass * (2 * (angles / 2).sin()).square()).sum(-1).sqrt()
     return [
         {
@@ -137,20 +136,22 @@ def collapse(times: Sequence[float], beta: float = 1.0, seeds: int = 4) -> list[
             "1 − ρ, equation": float(pairs[i]),
             "1 − ρ, particles": float(gap(tokens[i]).mean()),
             "W2, particles": float(distance_to_point(tokens[i]).mean()),
-            "W2, own radii": float(chords[i]),
+            "W2, rings": float(chords[i]),
             "W2, field": float(found[i]),
         }
         for i in range(len(moments))
     ]
 
 
-def _field_in_depth(beta: float, depth: float) -> tuple[Tensor, Tensor]:
-    field = MeanField.on(160, 3, beta, grading=2.0)
-    times = torch.linspace(0, math.log(depth) + 2.5, 240, dtype=torch.float64)
-    masses = field.solve(field.masses(vmf), times)
+def _field_in_depth(depths: Tensor, dimension: int, beta: float, kappa: float) -> Tensor:
+    """W2 to the pole by finite volumes. They are solved with the norm after the layer, then seen in depth."""
+    field = MeanField.on(160, dimension, beta, finest=0.02 / float(depths[-1]))
+    times = torch.linspace(0, float(depths[-1].log()) + 2.5, 200, dtype=torch.float64)
+    masses = field.solve(field.masses(gathered(kappa)), times)
     alignment = torch.stack([(mass * field.at_centres.alignment(mass)).sum() for mass in masses])
-    depths, _ = pre_norm_time(times, alignment, 1.0)
-    return depths[1:], field.distance_to_pole(masses)[1:]
+    reached, _ = pre_norm_time(times, alignment, 1.0)
+    distances = field.distance_to_pole(masses)
+    return _interpolated(depths.log(), reached[1:].log(), distances[1:].log()).exp()
 
 
 def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:

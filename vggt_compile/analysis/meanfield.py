@@ -1,17 +1,19 @@
 """The mean-field equation ∂μ + ∇·(μ v[μ]) = 0 of tokens around one axis, by finite volumes: no mass is lost or negative.
 
 Of arXiv 2312.10794, on the sphere S^{d−1} with v[μ](x) = P_x ∫ e^{β⟨x,y⟩} y dμ(y), divided by ∫ e^{β⟨x,y⟩} dμ(y) for
-softmax attention. For data around one axis it is one equation for the mass m(θ) dθ at angle θ from the axis:
+softmax attention. For data around one axis it is one equation for the density f at angle θ from the axis:
 
-    ∂_t m + ∂_θ (m w[m]) = 0 on [0, π], w = 0 at both poles.
+    ∂_t (f sin^{d−2}θ) + ∂_θ (f sin^{d−2}θ w[f]) = 0 on [0, π], w = 0 at both poles.
 
-What flows out of a cell flows into its neighbour, so the total stays to rounding. Values at faces come upwind from
-limited linear pieces (van Leer 1979), time from Heun's method, a mean of two Euler steps (Shu and Osher 1988). Under
-the condition on the time step below, an Euler step takes no more than a cell has, and so does their mean.
+Cells are bands between two angles, with volumes and faces of the sphere. What flows out of one flows into the next, so
+the total stays to rounding. f at faces comes upwind from limited linear pieces (van Leer 1979), time from means of three
+Euler steps (Shu and Osher 1988, order 3). Under the condition on the time step below, an Euler step takes no more than
+a cell has, and so do their means.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,13 +47,18 @@ class MeanField:
         dimension: int = 3,
         beta: float = 1.0,
         divide: Literal["softmax", "count"] = "softmax",
-        grading: float = 1.0,
+        finest: float | None = None,
     ) -> MeanField:
-        """Even cells at grading 1; above it, finer toward both poles: where mass gathers, and where the last leaves."""
-        if cells < 4 or grading < 1 or dimension < 2:
-            raise BadInput("a mean field needs at least 4 cells, a grading of 1 or more, and 2 or more dimensions")
-        share = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
-        faces = torch.pi * share**grading / (share**grading + (1 - share) ** grading)
+        """Even cells, or cells as wide in relation to sin θ everywhere but for polar ones of width `finest`.
+
+        The latter, even on Mercator's map, resolve the pole where mass gathers and the one that the last mass leaves.
+        """
+        if cells < 4 or dimension < 2 or (finest is not None and not 0 < finest < torch.pi / 2):
+            raise BadInput("a mean field needs 4 or more cells, 2 or more dimensions, polar cells in (0, π/2)")
+        faces = torch.pi * torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+        if finest is not None:
+            height = -math.log(math.tan(finest / 2))
+            faces[1:-1] = 2 * torch.linspace(-height, height, cells - 1, dtype=torch.float64).exp().atan()
         nodes, weights = _inside(faces, dimension)
         volumes = weights.sum(0)
         centres = (weights * nodes).sum(0) / volumes
@@ -79,13 +86,14 @@ class MeanField:
         """Masses after one step, and how long it was: `most`, or what keeps mass positive."""
         velocity = self.velocity(mass)
         size = min(most, CFL / self.outflow(velocity))
-        while True:
-            after = mass + size * self.gain(mass, velocity)
-            second = self.velocity(after)
-            allowed = 0.5 / self.outflow(second)
-            if size <= allowed:
-                return (mass + after + size * self.gain(after, second)) / 2, size
-            size = 0.9 * allowed  # mass has moved so that the second Euler step would take too much
+        stage = mass + size * self.gain(mass, velocity)
+        for share in (1 / 4, 2 / 3):
+            velocity = self.velocity(stage)
+            allowed = 0.5 / self.outflow(velocity)
+            if size > allowed:  # mass has moved so that this Euler step would take too much
+                return self.step(mass, 0.9 * allowed)
+            stage = (1 - share) * mass + share * (stage + size * self.gain(stage, velocity))
+        return stage, size
 
     def velocity(self, mass: Tensor) -> Tensor:
         """At faces [N + 1]. The poles' are zero by symmetry, and are made so to the last bit."""

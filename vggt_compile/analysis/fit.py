@@ -1,0 +1,153 @@
+"""Measured steps and temperatures go into the equiangular map layer by layer; what comes out is held against the model.
+
+From the cosine at the first global attention, the measured steps Δ_l, β_l and n_l predict the cosines at all later ones.
+Two factors may be fitted: `pace`, which multiplies every step, and `sharpness`, which multiplies every β. A pace of 1
+is the theory as it stands; 0.3 says that attention gathers tokens as 0.3 of its update would with V = identity. Errors
+are of log(1 − ρ), in which collapse is straight. Intervals are percentiles over bootstrap samples of scenes.
+
+Where a model breaks the assumptions: Q, K, V and the output projection are not the identity and heads differ, so an
+update need not point at the mean; MLPs, frame attention and residual norms between two global attentions move tokens
+too; tokens are not equiangular (frames and special tokens form clusters), so their mean cosine is only one number of
+many. All of these go into the pace and into the residuals, which is why both are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vggt_compile.analysis import equiangular
+from vggt_compile.analysis.profiles import Measured, Profile
+
+Interval = tuple[float, float]
+PARAMETERS = ("pace", "sharpness")
+
+
+def predict(measured: Measured, pace: Tensor | float = 1.0, sharpness: Tensor | float = 1.0) -> Tensor:
+    """The gap 1 − ρ at every layer [..., S, L] from the first one's; factors are numbers or [..., 1]."""
+    gap = measured.gap[:, 0].expand(*torch.broadcast_shapes(_shape(pace), _shape(sharpness), measured.gap[:, 0].shape))
+    found = [gap]
+    for index in range(measured.gap.shape[1] - 1):
+        found.append(_next(measured, found[-1], index, pace, sharpness))
+    return torch.stack(found, -1)
+
+
+def one_layer(measured: Measured, pace: Tensor | float = 1.0, sharpness: Tensor | float = 1.0) -> Tensor:
+    """log of measured over predicted gap [..., S, L−1] when every layer starts from its own measured gap."""
+    columns = [
+        _next(measured, measured.gap[:, index], index, pace, sharpness) for index in range(measured.gap.shape[1] - 1)
+    ]
+    return measured.gap[:, 1:].log() - torch.stack(columns, -1).log()
+
+
+def _next(measured: Measured, gap: Tensor, index: int, pace: Tensor | float, sharpness: Tensor | float) -> Tensor:
+    step, beta = measured.step[:, index] * pace, measured.beta[:, index] * sharpness
+    return equiangular.layer(gap, step, measured.tokens[:, index], beta)
+
+
+def _shape(value: Tensor | float) -> torch.Size:
+    return value.shape if isinstance(value, Tensor) else torch.Size()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors that bring prediction nearest to measurement, and how far that still is."""
+
+    layers: tuple[int, ...]
+    values: dict[str, float]
+    intervals: dict[str, Interval]  # empty with one scene: there is nothing to sample
+    measured: list[float]  # mean cosine of each layer, over scenes
+    predicted: list[float]
+    token_rank: list[float]  # stable rank of unit tokens that is predicted, a bound from above
+    residuals: list[float]  # of log(1 − ρ), measured less predicted, mean over scenes
+    jumps: list[Interval | float]  # the same of one layer from its own measured input, with its interval
+    explained: float  # share of the variance of log(1 − ρ) over layers and scenes; below 0 is worse than the mean
+
+
+def fit(profiles: Sequence[Profile], fitted: Sequence[str] = ("pace",), samples: int = 1000, seed: int = 0) -> Fit:
+    """Least squares over all layers and scenes; `fitted` of PARAMETERS, the others stay 1."""
+    measured = Measured.of(profiles)
+    scenes = len(profiles)
+    best = _least_squares(measured, fitted, torch.ones(1, scenes, dtype=torch.float64))
+    values = {name: float(value) for name, value in zip(fitted, best[0].exp(), strict=True)}
+    factors = {name: values.get(name, 1.0) for name in PARAMETERS}
+    intervals: dict[str, Interval] = {}
+    jumps = one_layer(measured, **factors)
+    spans: list[Interval | float] = jumps.mean(0).tolist()
+    if scenes > 1:
+        counts = resampled(scenes, samples, seed)
+        drawn = _least_squares(measured, fitted, counts).exp()
+        intervals = {name: interval(drawn[:, index]) for index, name in enumerate(fitted)}
+        means = counts @ jumps / scenes
+        spans = [interval(means[:, index]) for index in range(means.shape[1])]
+    gaps = predict(measured, **factors)
+    residuals = measured.gap.log() - gaps.log()
+    spread = measured.gap[:, 1:].log()
+    return Fit(
+        layers=measured.layers,
+        values=values,
+        intervals=intervals,
+        measured=(1 - measured.gap).mean(0).tolist(),
+        predicted=(1 - gaps).mean(0).tolist(),
+        token_rank=equiangular.stable_rank(gaps, measured.tokens).mean(0).tolist(),
+        residuals=residuals.mean(0).tolist(),
+        jumps=spans,
+        explained=1 - float(residuals[:, 1:].square().sum() / (spread - spread.mean()).square().sum()),
+    )
+
+
+def resampled(scenes: int, samples: int, seed: int) -> Tensor:
+    """How often each scene is in each bootstrap sample [samples, scenes]."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(scenes, (samples, scenes), generator=generator)
+    return torch.nn.functional.one_hot(drawn, scenes).sum(1).double()
+
+
+def interval(values: Tensor, level: float = 0.95) -> Interval:
+    """The middle `level` of values."""
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
+    low, high = values.quantile(ends).tolist()
+    return low, high
+
+
+def _least_squares(measured: Measured, fitted: Sequence[str], counts: Tensor) -> Tensor:
+    """Logs of factors [R, P] that minimise the squares of scenes weighted by each row of counts [R, S]."""
+
+    def residuals(logs: Tensor) -> Tensor:
+        factors = {name: logs[:, index : index + 1].exp() for index, name in enumerate(fitted)}
+        return (predict(measured, **factors).log() - measured.gap.log())[..., 1:]
+
+    return gauss_newton(residuals, counts[..., None], torch.zeros(len(counts), len(fitted), dtype=torch.float64))
+
+
+def gauss_newton(
+    residuals: Callable[[Tensor], Tensor], weights: Tensor, start: Tensor, rounds: int = 60, most: float = 0.5
+) -> Tensor:
+    """Minimise Σ weights · residuals² for each row of parameters [R, P] by itself; residuals are [R, ...].
+
+    Levenberg and Marquardt's damping, a row's own: it falls where a step helped and grows where it did not.
+    """
+    at, damping = start, start.new_full((len(start), 1, 1), 1e-3)
+    directions = torch.eye(start.shape[1], dtype=start.dtype)
+    cost = _cost(residuals(at), weights)
+    for _ in range(rounds):
+        slopes = [torch.func.jvp(residuals, (at,), (way.expand_as(at),))[1] for way in directions]
+        jacobian = torch.stack(slopes, -1).flatten(1, -2)
+        scale = weights.expand_as(slopes[0]).flatten(1)[..., None]
+        normal = jacobian.mT @ (scale * jacobian)
+        pull = jacobian.mT @ (scale * residuals(at).flatten(1)[..., None])
+        ridge = damping * (normal.diagonal(dim1=-2, dim2=-1).diag_embed() + 1e-12 * directions)
+        trial = at - torch.linalg.solve(normal + ridge, pull)[..., 0].clamp(-most, most)
+        after = _cost(residuals(trial), weights)
+        better = after < cost
+        at = torch.where(better[:, None], trial, at)
+        cost = torch.where(better, after, cost)
+        damping = torch.where(better[:, None, None], damping / 5, damping * 5).clamp(1e-9, 1e9)
+    return at
+
+
+def _cost(residuals: Tensor, weights: Tensor) -> Tensor:
+    return (weights * residuals.square()).flatten(1).sum(1).nan_to_num(float("inf"))
