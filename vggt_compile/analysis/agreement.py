@@ -18,6 +18,8 @@ from vggt_compile.analysis.particles import Attention, distance_to_point, flow, 
 from vggt_compile.analysis.particles import equiangular as equiangular_tokens
 
 Row = dict[str, float]
+
+
 def slope(rows: Iterable[Row], size: str, value: str) -> float:
     """The least-squares slope of log |value| over log size."""
     pairs = [(math.log(row[size]), math.log(abs(row[value]))) for row in rows]
@@ -145,7 +147,7 @@ def collapse(times: Sequence[float], dimension: int = 8, beta: float = 1.0, seed
 
 def _field_in_depth(depths: Tensor, dimension: int, beta: float, kappa: float) -> Tensor:
     """W2 to the pole by finite volumes. They are solved with the norm after the layer, then seen in depth."""
-    field = MeanField.on(160, dimension, beta, finest=0.02 / float(depths[-1]))
+    field = MeanField.on(300, dimension, beta, finest=0.02 / float(depths[-1]))
     times = torch.linspace(0, float(depths[-1].log()) + 2.5, 200, dtype=torch.float64)
     masses = field.solve(field.masses(gathered(kappa)), times)
     alignment = torch.stack([(mass * field.at_centres.alignment(mass)).sum() for mass in masses])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vggt_compile.analysis import equiangular
 from vggt_compile.analysis.profiles import Measured, Profile
+from vggt_compile.errors import UnknownName
 
 Interval = tuple[float, float]
 PARAMETERS = ("pace", "sharpness")
@@ -63,23 +64,27 @@ class Fit:
     predicted: list[float]
     token_rank: list[float]  # stable rank of unit tokens that is predicted, a bound from above
     residuals: list[float]  # of log(1 − ρ), measured less predicted, mean over scenes
-    jumps: list[Interval | float]  # the same of one layer from its own measured input, with its interval
+    jumps: list[float]  # the same over each layer but the last from its own measured input
+    jump_intervals: list[Interval]  # empty with one scene
     explained: float  # share of the variance of log(1 − ρ) over layers and scenes; below 0 is worse than the mean
 
 
 def fit(profiles: Sequence[Profile], fitted: Sequence[str] = ("pace",), samples: int = 1000, seed: int = 0) -> Fit:
     """Least squares over all layers and scenes; `fitted` of PARAMETERS, the others stay 1."""
+    for name in fitted:
+        if name not in PARAMETERS:
+            raise UnknownName("parameter of a fit", name, PARAMETERS)
     measured = Measured.of(profiles)
     scenes = len(profiles)
     best = _least_squares(measured, fitted, torch.ones(1, scenes, dtype=torch.float64))
-    values = {name: float(value) for name, value in zip(fitted, best[0].exp(), strict=True)}
+    values = dict(zip(fitted, best[0].exp().tolist(), strict=True))
     factors = {name: values.get(name, 1.0) for name in PARAMETERS}
     intervals: dict[str, Interval] = {}
     jumps = one_layer(measured, **factors)
-    spans: list[Interval | float] = jumps.mean(0).tolist()
+    spans: list[Interval] = []
     if scenes > 1:
         counts = resampled(scenes, samples, seed)
-        drawn = _least_squares(measured, fitted, counts).exp()
+        drawn = _least_squares(measured, fitted, counts, best).exp()
         intervals = {name: interval(drawn[:, index]) for index, name in enumerate(fitted)}
         means = counts @ jumps / scenes
         spans = [interval(means[:, index]) for index in range(means.shape[1])]
@@ -94,7 +99,8 @@ def fit(profiles: Sequence[Profile], fitted: Sequence[str] = ("pace",), samples:
         predicted=(1 - gaps).mean(0).tolist(),
         token_rank=equiangular.stable_rank(gaps, measured.tokens).mean(0).tolist(),
         residuals=residuals.mean(0).tolist(),
-        jumps=spans,
+        jumps=jumps.mean(0).tolist(),
+        jump_intervals=spans,
         explained=1 - float(residuals[:, 1:].square().sum() / (spread - spread.mean()).square().sum()),
     )
 
@@ -113,14 +119,16 @@ def interval(values: Tensor, level: float = 0.95) -> Interval:
     return low, high
 
 
-def _least_squares(measured: Measured, fitted: Sequence[str], counts: Tensor) -> Tensor:
+def _least_squares(measured: Measured, fitted: Sequence[str], counts: Tensor, start: Tensor | None = None) -> Tensor:
     """Logs of factors [R, P] that minimise the squares of scenes weighted by each row of counts [R, S]."""
+    if start is None:
+        start = torch.zeros(1, len(fitted), dtype=torch.float64)
 
     def residuals(logs: Tensor) -> Tensor:
         factors = {name: logs[:, index : index + 1].exp() for index, name in enumerate(fitted)}
         return (predict(measured, **factors).log() - measured.gap.log())[..., 1:]
 
-    return gauss_newton(residuals, counts[..., None], torch.zeros(len(counts), len(fitted), dtype=torch.float64))
+    return gauss_newton(residuals, counts[..., None], start.repeat(len(counts) // len(start), 1))
 
 
 def gauss_newton(
@@ -134,18 +142,20 @@ def gauss_newton(
     directions = torch.eye(start.shape[1], dtype=start.dtype)
     cost = _cost(residuals(at), weights)
     for _ in range(rounds):
-        slopes = [torch.func.jvp(residuals, (at,), (way.expand_as(at),))[1] for way in directions]
+        slopes = [torch.func.jvp(residuals, (at,), (way.repeat(len(at), 1),))[1] for way in directions]
         jacobian = torch.stack(slopes, -1).flatten(1, -2)
         scale = weights.expand_as(slopes[0]).flatten(1)[..., None]
         normal = jacobian.mT @ (scale * jacobian)
         pull = jacobian.mT @ (scale * residuals(at).flatten(1)[..., None])
         ridge = damping * (normal.diagonal(dim1=-2, dim2=-1).diag_embed() + 1e-12 * directions)
-        trial = at - torch.linalg.solve(normal + ridge, pull)[..., 0].clamp(-most, most)
-        after = _cost(residuals(trial), weights)
+        change = -torch.linalg.solve(normal + ridge, pull)[..., 0].clamp(-most, most)
+        after = _cost(residuals(at + change), weights)
         better = after < cost
-        at = torch.where(better[:, None], trial, at)
+        at = torch.where(better[:, None], at + change, at)
         cost = torch.where(better, after, cost)
         damping = torch.where(better[:, None, None], damping / 5, damping * 5).clamp(1e-9, 1e9)
+        if float(change.abs().max()) < 1e-7:
+            break
     return at
 
 

@@ -49,16 +49,16 @@ class MeanField:
         divide: Literal["softmax", "count"] = "softmax",
         finest: float | None = None,
     ) -> MeanField:
-        """Even cells, or cells as wide in relation to sin θ everywhere but for polar ones of width `finest`.
-
-        The latter, even on Mercator's map, resolve the pole where mass gathers and the one that the last mass leaves.
-        """
-        if cells < 4 or dimension < 2 or (finest is not None and not 0 < finest < torch.pi / 2):
-            raise BadInput("a mean field needs 4 or more cells, 2 or more dimensions, polar cells in (0, π/2)")
-        faces = torch.pi * torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+        """Even cells; or, from a first one of width `finest` at the pole where mass gathers, wider by a factor each."""
+        if cells < 4 or dimension < 2 or (finest is not None and not 0 < finest < torch.pi / cells):
+            raise BadInput("a mean field needs 4 or more cells, 2 or more dimensions, a finest cell below π / cells")
+        share = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+        faces = torch.pi * share
         if finest is not None:
-            height = -math.log(math.tan(finest / 2))
-            faces[1:-1] = 2 * torch.linspace(-height, height, cells - 1, dtype=torch.float64).exp().atan()
+            growth = 1.0  # the logarithm of the last width over the first
+            for _ in range(60):
+                growth = math.log1p(torch.pi * growth / (cells * finest))
+            faces = torch.pi * torch.expm1(growth * share) / math.expm1(growth)
         nodes, weights = _inside(faces, dimension)
         volumes = weights.sum(0)
         centres = (weights * nodes).sum(0) / volumes
