@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vggt_compile.analysis import closed_forms, equiangular, merging
-from vggt_compile.analysis.axisymmetric import Relative, pre_norm_time, rings
+from vggt_compile.analysis.axisymmetric import rings
+from vggt_compile.analysis.clouds import cloud, gathered
 from vggt_compile.analysis.meanfield import MeanField
-from vggt_compile.analysis.particles import Attention, distance_to_point, flow, gap, unit
+from vggt_compile.analysis.particles import Attention, flow, gap, unit
 from vggt_compile.analysis.particles import equiangular as equiangular_tokens
 
 Row = dict[str, float]
@@ -26,23 +27,6 @@ def slope(rows: Iterable[Row], size: str, value: str) -> float:
     x, y = torch.tensor(pairs, dtype=torch.float64).T
     x = x - x.mean()
     return float((x * y).sum() / x.square().sum())
-
-
-def gathered(kappa: float) -> Relative:
-    """The density e^{κ cos θ} of von Mises and Fisher, relative to the even one."""
-    return lambda cosine: torch.exp(kappa * cosine)
-
-
-def cloud(tokens: int, seeds: int, dimension: int = 3, kappa: float = 1.0) -> Tensor:
-    """Independent tokens [seeds, n, d] of that density, by the inverse of the sum over the angle."""
-    generator = torch.Generator().manual_seed(1000 * dimension + tokens)
-    angles = torch.linspace(0, torch.pi, 4001, dtype=torch.float64)
-    density = gathered(kappa)(angles.cos()) * angles.sin() ** (dimension - 2)
-    share = torch.nn.functional.pad(torch.cumulative_trapezoid(density), (1, 0))
-    level = torch.rand(seeds, tokens, 1, dtype=torch.float64, generator=generator)
-    angle = _interpolated(level, share / share[-1], angles)
-    across = unit(torch.randn(seeds, tokens, dimension - 1, dtype=torch.float64, generator=generator))
-    return torch.cat((angle.cos(), angle.sin() * across), -1)
 
 
 def grid_against_exact(cells: Sequence[int], time: float = 1.5, start: float = 0.3) -> list[Row]:
@@ -117,49 +101,6 @@ def clouds_against_equation(widths: Sequence[int], tokens: int = 64, seeds: int 
         want = equiangular.solve(0.3, times, tokens, beta)
         rows.append({"width": width, "error": float((found / want[:, None]).log().square().mean().sqrt())})
     return rows
-
-
-def collapse(times: Sequence[float], dimension: int = 8, beta: float = 1.0, seeds: int = 4) -> list[Row]:
-    """1 − ρ and the distance to a point over depth, with the norm before the layer.
-
-    `rings` are the mean field by characteristics, each with a radius of its own as particles have them. `field` is
-    finite volumes, with one radius for all tokens.
-    """
-    moments, kappa = torch.tensor(times, dtype=torch.float64), dimension / 2
-    start = cloud(128, seeds, dimension, kappa)
-    tokens = unit(flow(start, moments, Attention(beta), "before", rtol=1e-7, atol=1e-9))
-    angles, mass = rings(gathered(kappa), moments, dimension, beta, radius=1.0)
-    found = _field_in_depth(moments, dimension, beta, kappa)
-    pairs = equiangular.solve(0.3, moments, 1e4, beta, radius=1.0)
-    chords = (mass * (2 * (angles / 2).sin()).square()).sum(-1).sqrt()
-    return [
-        {
-            "depth": float(moments[i]),
-            "1 − ρ, equation": float(pairs[i]),
-            "1 − ρ, particles": float(gap(tokens[i]).mean()),
-            "W2, particles": float(distance_to_point(tokens[i]).mean()),
-            "W2, rings": float(chords[i]),
-            "W2, field": float(found[i]),
-        }
-        for i in range(len(moments))
-    ]
-
-
-def _field_in_depth(depths: Tensor, dimension: int, beta: float, kappa: float) -> Tensor:
-    """W2 to the pole by finite volumes. They are solved with the norm after the layer, then seen in depth."""
-    field = MeanField.on(300, dimension, beta, finest=0.02 / float(depths[-1]))
-    times = torch.linspace(0, float(depths[-1].log()) + 2.5, 200, dtype=torch.float64)
-    masses = field.solve(field.masses(gathered(kappa)), times)
-    alignment = torch.stack([(mass * field.at_centres.alignment(mass)).sum() for mass in masses])
-    reached, _ = pre_norm_time(times, alignment, 1.0)
-    distances = field.distance_to_pole(masses)
-    return _interpolated(depths.log(), reached[1:].log(), distances[1:].log()).exp()
-
-
-def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
-    share = (at - x[right - 1]) / (x[right] - x[right - 1])
-    return y[right - 1] + share * (y[right] - y[right - 1])
 
 
 def spectra(counts: Sequence[int], spread: float, seeds: int = 2) -> list[Row]:

@@ -79,8 +79,9 @@ def rings(
 ) -> tuple[Tensor, Tensor]:
     """Angles [times, n] and masses [n] of rings that move with softmax attention: characteristics of the mean field.
 
-    Rings start at Gauss nodes, and the flow is smooth, so means over them are exact to a few digits with few rings. With
-    a `radius` at time 0 the norm stands before the layer, and every ring has a radius of its own.
+    Rings start at Gauss nodes, so while the flow is smooth, means over few rings have many digits. What starts near the
+    antipode leaves it late and in a thin layer that they do not resolve; in many dimensions it carries no mass. With a
+    `radius` at time 0 the norm stands before the layer, and every ring has a radius of its own.
     """
     cosines, weights = coordinate(dimension, count)
     mass = weights * density(cosines)

@@ -1,6 +1,6 @@
-"""Measured steps and temperatures go into the equiangular map layer by layer; what comes out is held against the model.
+"""Measured steps and temperatures go through the equiangular map layer by layer, and come out as predicted cosines.
 
-From the cosine at the first global attention, the measured steps Δ_l, β_l and n_l predict the cosines at all later ones.
+From the cosine at the first global attention, measured steps Δ_l, β_l and n_l predict the cosines at all later ones.
 Two factors may be fitted: `pace`, which multiplies every step, and `sharpness`, which multiplies every β. A pace of 1
 is the theory as it stands; 0.3 says that attention gathers tokens as 0.3 of its update would with V = identity. Errors
 are of log(1 − ρ), in which collapse is straight. Intervals are percentiles over bootstrap samples of scenes.
@@ -13,17 +13,18 @@ many. All of these go into the pace and into the residuals, which is why both ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vggt_compile.analysis import equiangular
+from vggt_compile.analysis.bootstrap import Interval, interval, resampled
+from vggt_compile.analysis.least_squares import least_squares
 from vggt_compile.analysis.profiles import Measured, Profile
 from vggt_compile.errors import UnknownName
 
-Interval = tuple[float, float]
 PARAMETERS = ("pace", "sharpness")
 
 
@@ -105,20 +106,6 @@ def fit(profiles: Sequence[Profile], fitted: Sequence[str] = ("pace",), samples:
     )
 
 
-def resampled(scenes: int, samples: int, seed: int) -> Tensor:
-    """How often each scene is in each bootstrap sample [samples, scenes]."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(scenes, (samples, scenes), generator=generator)
-    return torch.nn.functional.one_hot(drawn, scenes).sum(1).double()
-
-
-def interval(values: Tensor, level: float = 0.95) -> Interval:
-    """The middle `level` of values."""
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
-    low, high = values.quantile(ends).tolist()
-    return low, high
-
-
 def _least_squares(measured: Measured, fitted: Sequence[str], counts: Tensor, start: Tensor | None = None) -> Tensor:
     """Logs of factors [R, P] that minimise the squares of scenes weighted by each row of counts [R, S]."""
     if start is None:
@@ -128,36 +115,4 @@ def _least_squares(measured: Measured, fitted: Sequence[str], counts: Tensor, st
         factors = {name: logs[:, index : index + 1].exp() for index, name in enumerate(fitted)}
         return (predict(measured, **factors).log() - measured.gap.log())[..., 1:]
 
-    return gauss_newton(residuals, counts[..., None], start.repeat(len(counts) // len(start), 1))
-
-
-def gauss_newton(
-    residuals: Callable[[Tensor], Tensor], weights: Tensor, start: Tensor, rounds: int = 60, most: float = 0.5
-) -> Tensor:
-    """Minimise Σ weights · residuals² for each row of parameters [R, P] by itself; residuals are [R, ...].
-
-    Levenberg and Marquardt's damping, a row's own: it falls where a step helped and grows where it did not.
-    """
-    at, damping = start, start.new_full((len(start), 1, 1), 1e-3)
-    directions = torch.eye(start.shape[1], dtype=start.dtype)
-    cost = _cost(residuals(at), weights)
-    for _ in range(rounds):
-        slopes = [torch.func.jvp(residuals, (at,), (way.repeat(len(at), 1),))[1] for way in directions]
-        jacobian = torch.stack(slopes, -1).flatten(1, -2)
-        scale = weights.expand_as(slopes[0]).flatten(1)[..., None]
-        normal = jacobian.mT @ (scale * jacobian)
-        pull = jacobian.mT @ (scale * residuals(at).flatten(1)[..., None])
-        ridge = damping * (normal.diagonal(dim1=-2, dim2=-1).diag_embed() + 1e-12 * directions)
-        change = -torch.linalg.solve(normal + ridge, pull)[..., 0].clamp(-most, most)
-        after = _cost(residuals(at + change), weights)
-        better = after < cost
-        at = torch.where(better[:, None], at + change, at)
-        cost = torch.where(better, after, cost)
-        damping = torch.where(better[:, None, None], damping / 5, damping * 5).clamp(1e-9, 1e9)
-        if float(change.abs().max()) < 1e-7:
-            break
-    return at
-
-
-def _cost(residuals: Tensor, weights: Tensor) -> Tensor:
-    return (weights * residuals.square()).flatten(1).sum(1).nan_to_num(float("inf"))
+    return least_squares(residuals, counts[..., None], start.repeat(len(counts) // len(start), 1))

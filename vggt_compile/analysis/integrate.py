@@ -73,5 +73,5 @@ def _attempt(field: Field, state: Tensor, size: float) -> tuple[Tensor, Tensor]:
     for row in STAGES:
         after = state + size * sum(weight * slope for weight, slope in zip(row, slopes, strict=True) if weight)
         slopes.append(field(after))
-    error: Tensor = size * sum(weight * slope for weight, slope in zip(ERROR, slopes, strict=True) if weight)
+    error = size * torch.stack([weight * slope for weight, slope in zip(ERROR, slopes, strict=True)]).sum(0)
     return after, error

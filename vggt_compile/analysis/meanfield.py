@@ -1,4 +1,4 @@
-"""The mean-field equation ∂μ + ∇·(μ v[μ]) = 0 of tokens around one axis, by finite volumes: no mass is lost or negative.
+"""The mean-field equation ∂μ + ∇·(μ v[μ]) = 0 around an axis, by finite volumes: no mass is lost, none is negative.
 
 Of arXiv 2312.10794, on the sphere S^{d−1} with v[μ](x) = P_x ∫ e^{β⟨x,y⟩} y dμ(y), divided by ∫ e^{β⟨x,y⟩} dμ(y) for
 softmax attention. For data around one axis it is one equation for the density f at angle θ from the axis:
@@ -6,9 +6,9 @@ softmax attention. For data around one axis it is one equation for the density f
     ∂_t (f sin^{d−2}θ) + ∂_θ (f sin^{d−2}θ w[f]) = 0 on [0, π], w = 0 at both poles.
 
 Cells are bands between two angles, with volumes and faces of the sphere. What flows out of one flows into the next, so
-the total stays to rounding. f at faces comes upwind from limited linear pieces (van Leer 1979), time from means of three
-Euler steps (Shu and Osher 1988, order 3). Under the condition on the time step below, an Euler step takes no more than
-a cell has, and so do their means.
+the total stays to rounding. f at faces comes upwind from limited linear pieces (van Leer 1979), time from means of
+three Euler steps (Shu and Osher 1988, order 3). Under the condition on the time step below, an Euler step takes no more
+than a cell has, and so do their means.
 """
 
 from __future__ import annotations

@@ -47,14 +47,14 @@ def misfits(profiles: Sequence[Profile], fit: Fit, factor: float = 2.0) -> list[
     rises = [a for a, before, after in _pairs(fit) if after < before]
     if rises:
         found.append(
-            f"the mean cosine falls after layers {_named(rises)}: attention of this theory only brings tokens together, "
+            f"the mean cosine falls after layers {_named(rises)}: attention of this theory only gathers tokens, "
             "so what lies between (MLP, frame attention, projections) spreads them there"
         )
     pace = fit.intervals.get("pace")
     if pace and not pace[0] <= 1 <= pace[1]:
         word = "less" if pace[1] < 1 else "more"
         found.append(
-            f"the pace is {fit.values['pace']:.3g} ({pace[0]:.3g} to {pace[1]:.3g}), not 1: updates bring tokens together "
+            f"the pace is {fit.values['pace']:.3g} ({pace[0]:.3g} to {pace[1]:.3g}), not 1: updates gather tokens "
             f"{word} than with V = identity"
         )
     off = [layer for layer, (low, high) in zip(fit.layers, fit.jump_intervals, strict=False) if low > 0 or high < 0]
@@ -78,10 +78,10 @@ def _spectra(profiles: Sequence[Profile], factor: float) -> Iterable[str]:
         pairs = [(ratio.layer, getattr(ratio, name)) for ratio in known]
         off = [layer for layer, value in pairs if value is not None and not 1 / factor <= value <= factor]
         if off:
-            yield f"{word} is more than {factor:g} times off that of independent Gaussian logits at layers {_named(off)}"
+            yield f"{word} is over {factor:g} times off that of independent Gaussian logits at layers {_named(off)}"
     wide = [ratio.layer for ratio in known if not ratio.solid and ratio.second is not None]
     if wide:
-        yield f"logits spread by more than {SOLID:g} at layers {_named(wide)}: the closed form of σ2/σ1 is too low there"
+        yield f"logits spread by more than {SOLID:g} at layers {_named(wide)}: the formula of σ2/σ1 is too low there"
 
 
 def _untold(profiles: Sequence[Profile], fit: Fit) -> Iterable[str]:

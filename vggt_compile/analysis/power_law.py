@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vggt_compile.analysis.fit import Interval, interval, resampled
+from vggt_compile.analysis.bootstrap import Interval, interval, resampled
 from vggt_compile.errors import BadInput
 
 
