@@ -1,4 +1,4 @@
-"""The picture of docs/theory.md: how tokens gather, at which rates, how well the solvers agree, what merging changes."""
+"""The picture of docs/theory.md: how tokens gather, at which rate, how solvers agree, what merging changes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vggt_compile.analysis.merging import critical_count, merge
 from vggt_compile.analysis.particles import Attention, flow
 
 BETA = 4.0
+PLACES = {"_depth": "lower left"}
 
 
 def draw(path: Path) -> None:
@@ -26,7 +27,7 @@ def draw(path: Path) -> None:
         panel(axis)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
-        axis.legend(fontsize=7.5)
+        axis.legend(fontsize=7.5, loc=PLACES.get(panel.__name__, "best"))
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, format="png")
 
@@ -37,7 +38,7 @@ def _gathering(axis: Any) -> None:
     field = MeanField.on(120, 3, BETA)
     masses = field.solve(field.masses(gathered(1.0)), times)
     tokens = flow(cloud(1000, 2), times, Attention(BETA), rtol=1e-4, atol=1e-6)
-    angles = tokens[..., 2].clamp(-1, 1).acos().flatten(1)
+    angles = tokens[..., 0].clamp(-1, 1).acos().flatten(1)
     for index, (time, mass, angle) in enumerate(zip(times, masses, angles, strict=True)):
         colour = f"C{index}"
         axis.plot(field.centres.numpy(), (mass / field.faces.diff()).numpy(), color=colour, label=f"t = {time:g}")
@@ -50,15 +51,15 @@ def _depth(axis: Any) -> None:
     """1 − ρ over depth with either place of the norm, and the slope that theory says."""
     depths = torch.logspace(0, 3, 25, dtype=torch.float64)
     rows = collapse(depths.tolist())
-    axis.loglog(depths, [row["1 − ρ, equation"] for row in rows], "C0", label="1 − ρ, equation")
-    axis.loglog(depths, [row["1 − ρ, particles"] for row in rows], "C0.", label="1 − ρ, particles, d = 8")
+    axis.loglog(depths, [row["1 − ρ, equation"] for row in rows], "C0", label="1 − ρ, equation from ρ = 0.3")
+    axis.loglog(depths, [row["1 − ρ, particles"] for row in rows], "C0.", label="1 − ρ, particles on S⁷")
     axis.loglog(depths, [row["W2, field"] for row in rows], "C1", label="W2 to a point, finite volumes")
     axis.loglog(depths, [row["W2, particles"] for row in rows], "C1.", label="W2, particles")
-    after = equiangular.solve(0.3, depths[depths < 10], 1e4, 1.0)
-    axis.loglog(depths[depths < 10], after, "C3--", label="1 − ρ, norm after the layer")
+    short = depths[depths < 12]
+    axis.loglog(short, equiangular.solve(0.3, short, 1e4, 1.0), "C3--", label="1 − ρ, norm after the layer")
     axis.loglog(depths, 0.12 * depths**-2, "0.6", lw=1, ls=":", label="slopes −2 and −1")
     axis.loglog(depths, 3.0 / depths, "0.6", lw=1, ls=":")
-    axis.set(xlabel="depth t", ylim=(1e-7, 10))
+    axis.set(xlabel="depth t", ylim=(1e-10, 10))
     axis.set_title("norm before the layer: collapse is O(1/depth)", fontsize=9)
 
 
@@ -82,7 +83,7 @@ def _merging(axis: Any) -> None:
         shares = torch.logspace(-0.7, 4, 24)
         critical = critical_count(beta, 0.7)
         found = [merge(tokens, 1 + float(share) * critical, beta, 0.7).delay for share in shares]
-        axis.loglog(shares, found, label=f"β = {beta:g}, n_c = {critical:.0f}")
+        axis.semilogx(shares, found, label=f"β = {beta:g}, n_c = {critical:.0f}")
     axis.axvline(1, color="0.7", lw=1, zorder=0)
     axis.set(xlabel="tokens left / n_c", ylabel="depth of collapse, times unmerged")
     axis.set_title("merging delays collapse only near n_c", fontsize=9)

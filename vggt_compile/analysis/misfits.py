@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from vggt_compile.analysis import closed_forms
+from vggt_compile.analysis.equiangular import stable_rank
 from vggt_compile.analysis.fit import Fit
 from vggt_compile.analysis.merging import mixing
 from vggt_compile.analysis.profiles import LayerProfile, Profile
@@ -62,12 +65,24 @@ def misfits(profiles: Sequence[Profile], fit: Fit, factor: float = 2.0) -> list[
         found.append(f"one layer from its own measured input is off beyond its interval at layers {_named(off)}")
     if fit.explained < 0.5:
         found.append(f"the prediction explains {fit.explained:.0%} of the variance of log(1 − ρ): it is no description")
-    found.extend(_spectra(profiles, factor))
-    return [*found, *_untold(profiles, fit)]
+    return [*found, *_clusters(profiles, factor), *_spectra(profiles, factor), *_untold(profiles, fit)]
 
 
 def _pairs(fit: Fit) -> Iterable[tuple[int, float, float]]:
     return zip(fit.layers, fit.measured, fit.measured[1:], strict=False)
+
+
+def _clusters(profiles: Sequence[Profile], factor: float) -> Iterable[str]:
+    """Tokens whose rank is far below that of equal cosines with the same mean, which bounds it."""
+    off = [
+        entry.layer
+        for profile in profiles
+        for entry in profile
+        if entry.token_rank is not None
+        and entry.token_rank * factor < float(stable_rank(torch.tensor(1 - entry.cosine), entry.tokens))
+    ]
+    if off:
+        yield f"tokens are far from equal cosines at layers {_named(off)}: their stable rank is that of clusters"
 
 
 def _spectra(profiles: Sequence[Profile], factor: float) -> Iterable[str]:
