@@ -158,14 +158,13 @@ def test_measured_spectra_stand_beside_their_closed_forms() -> None:
     assert spectrum(drawn(0, 1.0)[0]) is None
 
 
-def test_clusters_are_told_by_their_rank() -> None:
+def test_tokens_that_are_not_equiangular_are_told_by_their_rank() -> None:
     profile = simulated(0, 1.0, 1.0, 2.0)
     found = fit([profile])
-    even = [
-        dataclasses.replace(entry, token_rank=0.9 * rank) for entry, rank in zip(profile, found.token_rank, strict=True)
-    ]
-    assert not any("clusters" in line for line in misfits([even], found))
-    two = [dataclasses.replace(even[0], cosine=0.0, token_rank=2.0), *even[1:]]  # of 48 tokens in two places
+    ranks = zip(profile, found.token_rank, strict=True)
+    even = [dataclasses.replace(entry, token_rank=0.9 * rank) for entry, rank in ranks]
+    assert not any("equal cosines" in line for line in misfits([even], found))
+    two = [dataclasses.replace(even[0], cosine=-0.02, token_rank=1.0), *even[1:]]  # half opposite to the others
     assert any("equal cosines at layers 0:" in line for line in misfits([two], found))
 
 

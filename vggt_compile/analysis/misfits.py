@@ -82,7 +82,7 @@ def _clusters(profiles: Sequence[Profile], factor: float) -> Iterable[str]:
         and entry.token_rank * factor < float(stable_rank(torch.tensor(1 - entry.cosine), entry.tokens))
     ]
     if off:
-        yield f"tokens are far from equal cosines at layers {_named(off)}: their stable rank is that of clusters"
+        yield f"tokens are far from equal cosines at layers {_named(off)}: they spread along a few directions"
 
 
 def _spectra(profiles: Sequence[Profile], factor: float) -> Iterable[str]:

@@ -38,13 +38,15 @@ def depth(step: Tensor, radius: Tensor) -> Tensor:
 def fit_power_law(gap: Tensor, depths: Tensor, samples: int = 1000, seed: int = 0) -> PowerLaw:
     """Of gaps 1 − ρ at depths, both [S, L]; each scene has a C of its own, p and t0 are common.
 
-    For a given t0 the law is a straight line in logarithms, so least squares searches t0 alone, on a grid of 400 from
-    1/100 to 100 times the largest depth. At either end of the grid the data do not tell t0, and p means little.
+    For a given t0 the law is a straight line in logarithms, so least squares searches t0 alone: on a grid on which
+    t + t0 at the first layer is 1/1000 to 100 of the span of depths. It may be negative where collapse sets in late. At
+    either end of the grid the data do not tell t0, and p means little.
     """
     if gap.shape != depths.shape or gap.shape[-1] < 4:
         raise BadInput("a power law with an offset needs the gaps and depths of four layers or more")
     scenes = len(gap)
-    grid = float(depths.max()) * torch.logspace(-2, 2, 400, dtype=torch.float64)
+    first, last = float(depths.min()), float(depths.max())
+    grid = (last - first) * torch.logspace(-3, 2, 500, dtype=torch.float64) - first
     x = (depths.double() + grid[:, None, None]).log()  # [grid, S, L]
     y = gap.double().log()
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
