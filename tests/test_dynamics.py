@@ -245,6 +245,22 @@ def test_collapse_is_one_over_depth_in_every_description() -> None:
         assert slope(rows, "depth", name) == pytest.approx(-1, abs=0.02)
 
 
+def test_what_starts_near_the_antipode_sets_the_distance_in_few_dimensions() -> None:
+    """With the norm after the layer, W2² ~ e^{−t} on the circle, t e^{−2t} on S², e^{−2t} from four dimensions on."""
+    times = torch.tensor([6.0, 8.0, 10.0], dtype=torch.float64)
+
+    def squares(dimension: int, kappa: float) -> Tensor:
+        field = MeanField.on(400, dimension, 1.0, finest=2e-6)
+        return field.distance_to_pole(field.solve(field.masses(gathered(kappa)), times)).square()
+
+    even = torch.full((2,), 1.0, dtype=torch.float64)
+    torch.testing.assert_close(-squares(2, 1.0).log().diff() / 2, even, rtol=0.02, atol=0)
+    torch.testing.assert_close(-squares(8, 4.0).log().diff() / 2, 2 * even, rtol=0.02, atol=0)
+    first, second = (squares(3, 1.0) * torch.exp(2 * times)).diff().tolist()
+    assert first > 10  # against 70 to 180 in all
+    assert second == pytest.approx(first, rel=0.05)
+
+
 def test_collapse_with_the_norm_after_the_layer_is_exponential() -> None:
     times = torch.tensor([6.0, 8.0, 10.0], dtype=torch.float64)
     found = equiangular.solve(0.3, times, 1e3, 1.0)

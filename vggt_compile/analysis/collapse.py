@@ -1,7 +1,8 @@
 """Collapse over depth with the norm before the layer, four ways: 1 − ρ falls as t^{−2}, the distance to a point as 1/t.
 
-On S^{d−1} with d of 4 or more, or from an open hemisphere. In fewer dimensions what starts near the antipode weighs
-more, since it leaves late: on S² the distance has a factor √(log t) more.
+With one radius for all tokens that takes d of 4 or more, or a start in an open hemisphere. The mass within δ of the
+antipode is δ^{d−1} and is left behind until time −log δ, so on S² the distance has a factor √(log t) more, and on the
+circle it falls as 1/√t.
 """
 
 from __future__ import annotations
