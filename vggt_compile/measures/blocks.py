@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vggt_compile.measures.operator import measure
 from vggt_compile.measures.sample import Rows, drawn, each_head, mean, quantities, weights
-from vggt_compile.ops.select_blocks import select_blocks
+from vggt_compile.ops.select_blocks import SLACK, select_blocks
 from vggt_compile.ops.sizes import cdiv
 from vggt_compile.registry import Share, Stride
 
@@ -41,7 +41,7 @@ def sparsity(
         held = block_mass(q, k, patches, chosen, scale, k_block)
         ranked = held.sort(-1, descending=True).values
         ranked = ranked.cumsum(-1) / ranked.sum(-1, keepdim=True)
-        needed = [1 + (ranked < share).sum(-1).clamp(max=held.shape[-1] - 1) for share in HELD]
+        needed = [1 + (ranked < share - SLACK).sum(-1).clamp(max=held.shape[-1] - 1) for share in HELD]
         shares = [torch.where(held.isfinite().all(-1), n / held.shape[-1], torch.nan) for n in needed]
         return quantities(*(mean(share, cdiv(len(patches), q_block)) for share in shares))
 

@@ -40,10 +40,12 @@ def mixing(q: Tensor, v: Tensor, out: Tensor) -> Tensor:
 
 
 def _from_rows(rows: Tensor, count: int, before: Tensor) -> Tensor:
-    """[S, C] of `count` rows, and ‖JX‖² → [2]: D̂ and its standard error, to first order in that of the variance."""
+    """[S, C] of `count` rows, and ‖JX‖² → [2]: D̂ and its standard error by the jackknife, each row left out once."""
     drawn_rows = len(rows)
     squares = (rows - rows.mean(0)).square().sum(-1)
-    after = squares.sum() * (count - 1) / (drawn_rows - 1)
-    value = 0.5 * (before.log() - after.log())
-    left = max(0.0, 1 / drawn_rows - 1 / count) ** 0.5
-    return torch.stack((value, 0.5 * left * squares.std() / squares.mean()))
+    value = 0.5 * (before.log() - (squares.sum() * (count - 1) / (drawn_rows - 1)).log())
+    if drawn_rows == count:
+        return exact(value)
+    left_out = 0.5 * (squares.sum() - squares * drawn_rows / (drawn_rows - 1)).log()
+    variance = left_out.var(correction=0) * (drawn_rows - 1) * (1 - drawn_rows / count)
+    return torch.stack((value, variance.sqrt()))

@@ -32,7 +32,7 @@ def drawn(count: int, rows: int, seed: int, device: torch.device) -> Tensor:
 def mean(values: Tensor, count: int) -> Tensor:
     """[..., S] values of S drawn of `count` rows → [..., 2]: their mean, and its standard error, 0 where S = count."""
     rows = values.shape[-1]
-    error = values.std(-1) * ((1 / rows - 1 / count) ** 0.5) if rows < count else torch.zeros_like(values[..., 0])
+    error = values.std(-1) * ((1 / rows - 1 / count) ** 0.5) if rows < count else 0 * values.sum(-1)
     return torch.stack((values.mean(-1), error), -1)
 
 
@@ -41,9 +41,10 @@ def exact(value: Tensor) -> Tensor:
     return torch.stack((value, torch.zeros_like(value)), -1)
 
 
-def between(low: Tensor, high: Tensor) -> Tensor:
-    """[...] and [...] → [..., 2]: the middle, and half of what lies between."""
-    return torch.stack(((low + high) / 2, (high - low).abs() / 2), -1)
+def quotient(above: Tensor, below: Tensor, count: int) -> Tensor:
+    """[S] and [S] values of S drawn of `count` rows → [2]: the quotient of their means, and its standard error."""
+    value = above.mean() / below.mean()
+    return torch.stack((value, mean(above - value * below, count)[1] / below.mean()))
 
 
 def quantities(*found: Tensor) -> Tensor:

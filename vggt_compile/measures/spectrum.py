@@ -3,10 +3,10 @@
 Of σ, descending: effective rank exp(−Σ p log p) with p = σ / Σσ (Roy and Vetterli, 2007), stable rank Σσ² / σ1², and
 σ2 / σ1. A matrix of rank one has 1, 1 and 0; n equal singular values give n, n and 1.
 
-Of an attention matrix A there are S drawn rows. Scaled by N / S, their squared singular values are on average too large
-for σ1² and σ1² + σ2², because the best directions are looked for in the rows that they are judged by. Directions found
-in one half of the rows and judged by the other are on average too small. σ2 / σ1 and σ1 lie between, which is stated as
-their error; it is nothing where all rows are drawn.
+Of an attention matrix A there are S drawn rows. Scaled by N / S, their σ1² and σ1² + σ2² are on average too large,
+because the best directions are looked for in the rows that they are judged by. Directions found in one half of the rows
+and judged by the other are on average too small. What is given is the middle of both; its error is half of what lies
+between, and the standard error that comes of drawing. It is nothing where all rows are drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile.measures.operator import measure
-from vggt_compile.measures.sample import Rows, between, drawn, each_head, exact, mean, quantities, weights
+from vggt_compile.measures.sample import Rows, drawn, each_head, exact, quantities, quotient, weights
 from vggt_compile.ops.sizes import pieces
 
 
@@ -30,13 +30,16 @@ def spectrum(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 256, see
 
     def of_head(q: Tensor, k: Tensor) -> Tensor:
         found = weights(q[places], k, scale)
-        size = mean(found.double().square().sum(-1), tokens) * tokens  # of ‖A‖²
-        gram = products(found)
-        low, high = (_halves(gram), _whole(gram)) if len(places) < tokens else (_whole(gram),) * 2
-        low, high = (squares * tokens / len(places) for squares in (low, high))
-        stable = between(size[0] / high[0], size[0] / low[0])
-        stable[1] += size[1] / low[0]
-        ratio = between(*((squares[1] / squares[0]).sqrt() for squares in (low, high)))
+        sizes, gram = found.double().square().sum(-1), products(found)
+        squares = eigenvalues(gram) / len(places)  # a mean over rows, as those below
+        if len(places) == tokens:
+            stable, ratio = exact(sizes.mean() / squares[0]), exact(squares[1] / squares[0])
+        else:
+            first, second = _judged_by_others(gram)
+            stable = _between(quotient(sizes, first, tokens), sizes.mean() / squares[0])
+            ratio = _between(quotient(second, first, tokens), squares[1] / squares[0])
+        root = ratio[0].sqrt()
+        ratio = torch.stack((root, ratio[1] / (2 * root) if ratio[1] else ratio[1]))
         return quantities(_effective(gram, len(places) == tokens), stable, ratio)
 
     return each_head(of_head, q, k)
@@ -85,18 +88,18 @@ def _effective(gram: Tensor, complete: bool) -> Tensor:
     return torch.stack((value, (value - sum(halves) / 2).abs()))
 
 
-def _whole(gram: Tensor) -> Tensor:
-    """The two largest squared singular values of the rows whose products these are, [2]."""
-    return eigenvalues(gram)[:2]
-
-
-def _halves(gram: Tensor) -> Tensor:
-    """σ1² and σ2² as rows see them in which the directions were not looked for, scaled to as many as there are."""
-    found = []
+def _judged_by_others(gram: Tensor) -> Tensor:
+    """[2, S]: squares of each row along the first two directions of the half of the rows that it is not in."""
+    found = torch.empty_like(gram[:2])
     for half in range(2):
         own, other = gram[half::2, half::2], gram[1 - half :: 2, half::2]
         squares, vectors = torch.linalg.eigh(own.nan_to_num(0.0, 0.0, 0.0))
         directions = vectors[:, -2:].flip(-1) / squares[-2:].flip(-1).clamp(min=1e-300).sqrt()
-        seen = (other @ directions).square().sum(0)  # by products alone: row · direction
-        found.append(seen * gram.shape[0] / other.shape[0])
-    return sum(found) / 2
+        found[:, 1 - half :: 2] = (other @ directions).square().mT  # by products alone: row · direction
+    return found
+
+
+def _between(judged: Tensor, fitted: Tensor) -> Tensor:
+    """[2]: the middle of an estimate with its standard error and of one from the other side, and what may be wrong."""
+    middle = (judged[0] + fitted) / 2
+    return torch.stack((middle, (judged[0] - fitted).abs() / 2 + judged[1]))
