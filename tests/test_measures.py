@@ -370,5 +370,5 @@ def test_memory_grows_with_the_tokens_and_not_with_their_pairs(tokens: int) -> N
 
 
 def test_a_measure_is_registered_once() -> None:
-    with pytest.raises(PlanError, match="already registered by vggt_compile.measures.tokens"):
+    with pytest.raises(PlanError, match=r"already registered by vggt_compile\.measures\.tokens"):
         registry.add_measure(registry.Measure("cosine", around, (), (), around))

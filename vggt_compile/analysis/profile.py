@@ -120,7 +120,7 @@ def profile(model: nn.Module, scenes: Sequence[Tensor], plan: Plan, measures: Se
     frames = scenes[0].shape[1]
     if frames < 2:
         raise BadInput("one frame only: collapse is that of attention between frames, which needs two or more")
-    options = {"plan": replace(plan, probe=read_probe(measures))}
+    options: Any = {"plan": replace(plan, probe=read_probe(measures))}
     trace.arm()
     compiled = torch.compile(fresh_call(), backend=vggt_sparse_eager, dynamic=False, options=options)
     found: list[Layers] = []

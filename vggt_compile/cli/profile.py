@@ -125,7 +125,7 @@ def _model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, s
     return found.model.to(device), fingerprint(found.model), found.patch
 
 
-def _scenes(args: argparse.Namespace, model: nn.Module, patch: int, frames: int, device: torch.device) -> list[Tensor]:
+def _scenes(args: argparse.Namespace, model: Any, patch: int, frames: int, device: torch.device) -> list[Tensor]:
     """Images [1, F, 3, H, W] of each scene."""
     from vggt_compile.cli.accuracy import native_size
     from vggt_compile.cli.blocks import read_scene, render
