@@ -22,6 +22,7 @@ from vggt_compile.__main__ import main
 from vggt_compile.analysis import profile_picture
 from vggt_compile.analysis.profile import Profile, profile
 from vggt_compile.backend import vggt_sparse, vggt_sparse_eager
+from vggt_compile.bench import probes as bench
 from vggt_compile.errors import BadInput, PlanError
 from vggt_compile.measures import attention, contraction, spectrum, tokens
 
@@ -425,3 +426,31 @@ def test_on_a_gpu_memory_grows_with_the_tokens() -> None:
     for found in (attention.entropy(q, k, None), spectrum.spectrum(q, k, None), contraction.contraction(q, k, x, None)):
         assert found.isfinite().all()
     assert torch.cuda.max_memory_allocated() - before < 2**30
+
+
+# The benchmark, as far as it runs without a GPU
+
+
+def test_the_benchmark_has_operands_for_every_measure() -> None:
+    given = bench.operands(1, "cpu", torch.bfloat16)
+    for entry in registry.measures():
+        found = entry.operator(*(given[name] for name in entry.reads))
+        assert found.shape[1] == (16 if "q" in entry.reads else 1)
+        assert found[..., 0].isfinite().all() or entry.name == "mass"
+
+
+def test_the_page_of_the_benchmark() -> None:
+    record = {
+        "machine": {"gpu": "one"},
+        "compiled": False,
+        "models": [
+            {"frames": 100, "probes": 0, "seconds": 4.0, "peak_gib": 9.0},
+            {"frames": 100, "probes": 13, "seconds": 6.0, "peak_gib": 9.5},
+            {"frames": 300, "probes": 13, "out_of_memory": True},
+        ],
+        "measures": [{"frames": 100, "measure": "cosine", "ms": 2.0, "peak_gib": 0.1}],
+    }
+    page = bench.page(record)
+    assert "| 1.50" in page
+    assert "out of memory" in page
+    assert "2.0 ms, 0.10 GiB" in page
