@@ -20,7 +20,8 @@ from torch._dynamo.utils import counters
 from vggt_compile import Plan, Probes, collect_densities, collect_probes, collect_reports, explain, registry
 from vggt_compile.__main__ import main
 from vggt_compile.analysis import profile_picture
-from vggt_compile.analysis.profile import Profile, profile
+from vggt_compile.analysis.changes import change, changes
+from vggt_compile.analysis.profile import Point, Profile, profile
 from vggt_compile.backend import vggt_sparse, vggt_sparse_eager
 from vggt_compile.bench import probes as bench
 from vggt_compile.errors import BadInput, PlanError
@@ -328,6 +329,28 @@ def test_profiles_average_scenes_and_tell_their_spread() -> None:
     merged = profile(model, scenes, Plan.read(MERGE), ["cosine"])
     assert merged.rewritten == 2
     assert merged.to_dict()["layers"][1]["cosine"]["scenes"] != both.to_dict()["layers"][1]["cosine"]["scenes"]
+
+
+def test_changes_are_paired_by_scenes() -> None:
+    model, scenes, more = build(SPEC), [scene(), 3 * scene()], [scene(frames=6), 3 * scene(frames=6)]
+    plans = Plan(name="dense"), Plan.read(MERGE, "merge")
+    found = [profile(model, given, plan, ["cosine"]) for plan in plans for given in (scenes, more)]
+    got = changes(found)
+    assert [(one.of, one.against) for one in got] == [
+        ("merge, 4 frames", "dense, 4 frames"),
+        ("merge, 6 frames", "dense, 6 frames"),
+        ("dense, 6 frames", "dense, 4 frames"),
+    ]
+    by_scene = [
+        sum(merged[layer]["cosine"].value - dense[layer]["cosine"].value for layer in (0, 1)) / 2
+        for merged, dense in zip(found[2].scenes, found[0].scenes, strict=True)
+    ]
+    point = got[0].quantities["cosine"]
+    assert point.value == pytest.approx(sum(by_scene) / 2)
+    assert point.error == pytest.approx(abs(by_scene[0] - by_scene[1]) / 2)
+    assert change(found[0], found[0], "cosine") == Point(0, 0)
+    alone = [profile(model, scenes[:1], plan, ["cosine"]) for plan in plans]
+    assert changes(alone)[0].to_dict()["quantities"]["cosine"]["error"] is None
 
 
 def test_why_a_plan_left_layers_is_a_note() -> None:

@@ -19,6 +19,8 @@ PANELS = (
     ("cosine", "mean cosine between tokens"),
     ("value_contraction", "contraction of values by what is run"),
 )
+SHARES = frozenset(("attention_sigma_ratio", "entropy", "cosine"))
+"""Drawn from 0 to 1, for what matters is how far from either they are."""
 LINES = ("-", "--", ":", "-.")
 """Of plans, in their order; after four they repeat."""
 
@@ -69,3 +71,4 @@ def _line(axis: Axes, profile: Profile, quantity: str, colour: tuple, line: str)
         label=f"{profile.plan}, {profile.frames} frames",
     )
     axis.locator_params(axis="x", integer=True)
+    axis.set_ylim(bottom=0, top=1 if quantity in SHARES else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
 from dataclasses import replace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from vggt_compile.analysis.changes import Change
     from vggt_compile.analysis.profile import Profile
 
 HELP = "ranks, cosines and contraction at each global layer (`analyze MODEL` is this)"
@@ -65,6 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from vggt_compile.analysis import picture, profile_picture
+    from vggt_compile.analysis.changes import changes
     from vggt_compile.analysis.profile import profile
     from vggt_compile.bench.accuracy.plans import read_plans
     from vggt_compile.cli.accuracy import read_frames
@@ -85,14 +88,20 @@ def run(args: argparse.Namespace) -> int:
             for images in scenes:
                 profiles.append(profile(model, images, replace(plan, name=name), measures))
                 print(f"measured: {name}, {images[0].shape[1]} frames", file=sys.stderr)
-    source = f"images of {args.images}" if args.images else f"{args.scene}, {args.count} scene(s) from {args.seed} on"
+    source = f"images of {args.images}" if args.images else _scene_text(args)
     height, width = scenes[0][0].shape[-2:]
     title = f"{args.model}, {source}, {height}×{width}"
     profile_picture.draw(profiles, title, folder / "collapse.png")
-    settings = {"model": args.model, "weights": weights, "source": source, "size": [height, width]}
-    record = {"settings": settings, "probe": measures, "profiles": [found.to_dict() for found in profiles]}
+    settings: dict[str, Any] = {"model": args.model, "weights": weights, "source": source, "size": [height, width]}
+    record: dict[str, Any] = {
+        "settings": settings,
+        "probe": measures,
+        "profiles": [found.to_dict() for found in profiles],
+    }
+    compared = changes(profiles)
+    record["changes"] = [found.to_dict() for found in compared]
     (folder / "collapse.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1) if args.json else _text(profiles, title, folder))
+    print(json.dumps(record, indent=1) if args.json else _text(profiles, compared, title, folder))
     return 0
 
 
@@ -147,7 +156,13 @@ def _scenes(args: argparse.Namespace, model: Any, patch: int, frames: int, devic
     return [render(read_scene(args.scene), seed, frames, (height, width)).to(device) for seed in seeds]
 
 
-def _text(profiles: list[Profile], title: str, folder: Path) -> str:
+def _scene_text(args: argparse.Namespace) -> str:
+    last = args.seed + args.count - 1
+    which = f"scenes {args.seed}–{last}" if args.count > 1 else f"scene {args.seed}"
+    return f"{args.scene}, held-out {which}"
+
+
+def _text(profiles: list[Profile], compared: list[Change], title: str, folder: Path) -> str:
     from tabulate import tabulate
 
     parts = [title]
@@ -158,8 +173,24 @@ def _text(profiles: list[Profile], title: str, folder: Path) -> str:
         parts.append(f"{found.plan}, {found.frames} frames, {found.tokens} tokens, {found.rewritten} layers rewritten")
         parts.append(tabulate(rows, headers=("layer", *shown.values()), disable_numparse=True))
         parts += [f"note: {note}" for note in found.notes]
+    parts += [_changes(compared)] if compared else []
     parts.append(f"written: {folder / 'collapse.png'}, {folder / 'collapse.json'}")
     return "\n\n".join(parts)
+
+
+def _changes(compared: list[Change]) -> str:
+    from tabulate import tabulate
+
+    names = list(dict.fromkeys(name for found in compared for name in found.quantities))
+    rows = [(found.of, found.against, *(_signed(found.quantities.get(name)) for name in names)) for found in compared]
+    headers = ("change of", "against", *(COLUMNS[name] for name in names))
+    return "means over layers, ± standard error over scenes\n\n" + tabulate(rows, headers, disable_numparse=True)
+
+
+def _signed(point: Any) -> str:
+    if point is None:
+        return ""
+    return f"{point.value:+.2g}" + ("" if math.isnan(point.error) else f" ± {point.error:.1g}")
 
 
 def _cell(point: Any) -> str:

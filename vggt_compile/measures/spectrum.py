@@ -37,7 +37,11 @@ def spectrum(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 256, see
         else:
             first, second = _judged_by_others(gram)
             stable = _between(quotient(sizes, first, tokens), sizes.mean() / squares[0])
-            ratio = _between(quotient(second, first, tokens), squares[1] / squares[0])
+            judged = quotient(second, first, tokens)
+            judged = torch.stack(
+                (judged[0].clamp(max=1), judged[1])
+            )  # two directions may be judged the other way round
+            ratio = _between(judged, squares[1] / squares[0])
         root = ratio[0].sqrt()
         ratio = torch.stack((root, ratio[1] / (2 * root) if ratio[1] else ratio[1]))
         return quantities(_effective(gram, len(places) == tokens), stable, ratio)
