@@ -22,7 +22,7 @@ from vggt_compile import registry
 from vggt_compile.recipes import DEFAULT, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/passes.md", "docs/recipes.md", "docs/architecture.md")
+PAGES = ("README.md", "docs/passes.md", "docs/recipes.md", "docs/architecture.md", "docs/collapse.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -54,7 +54,22 @@ def method_table() -> str:
     return github(rows, "axis", "method", "parameters", "what it does", "code")
 
 
-def parameters(method: registry.Method) -> str:
+def measure_table() -> str:
+    rows = [
+        (
+            f"`{m.name}`",
+            "<br>".join(f"`{name}`" for name in m.quantities),
+            parameters(m),
+            m.summary,
+            measure_home(m.run),
+        )
+        for m in registry.measures()
+        if m.run.__module__.startswith("vggt_compile.")
+    ]
+    return github(rows, "measure", "quantities", "parameters", "what it is", "definition")
+
+
+def parameters(method: registry.Optioned) -> str:
     return "<br>".join(f"`{p.name}: {values(p.annotation)}{default(p)}`" for p in method.parameters.values()) or "none"
 
 
@@ -79,6 +94,11 @@ def home(function: Callable) -> str:
     return f"[passes/{path}](../passes/{path})"
 
 
+def measure_home(function: Callable) -> str:
+    path = Path(inspect.getsourcefile(function) or "").name
+    return f"[{path}](../vggt_compile/measures/{path})"
+
+
 def family_table() -> str:
     rows = []
     for family in registry.families():
@@ -89,7 +109,13 @@ def family_table() -> str:
     return github(sorted(rows), "family", "special tokens", "its trunk")
 
 
-TABLES = {"recipes": recipe_table, "plans": recipe_plans, "methods": method_table, "families": family_table}
+TABLES = {
+    "recipes": recipe_table,
+    "plans": recipe_plans,
+    "methods": method_table,
+    "measures": measure_table,
+    "families": family_table,
+}
 
 
 def filled(page: str) -> str:

@@ -71,4 +71,4 @@ def _line(axis: Axes, profile: Profile, quantity: str, colour: tuple, line: str)
         label=f"{profile.plan}, {profile.frames} frames",
     )
     axis.locator_params(axis="x", integer=True)
-    axis.set_ylim(bottom=0, top=1 if quantity in SHARES else None)
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]), top=1 if quantity in SHARES else None)

@@ -51,7 +51,10 @@ def spectrum(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 256, see
 
 @measure("token_spectrum", "token_effective_rank", "token_stable_rank", "token_sigma_ratio", "token_top_share")
 def token_spectrum(x: Tensor) -> Tensor:
-    """The same of the centred tokens JX, J = I − 11ᵀ/N, and the share σ1² / Σσ² of their first direction; exact."""
+    """Effective rank, stable rank and σ2/σ1 of the centred tokens JX, and the share σ1² / Σσ² of their first direction.
+
+    J = I − 11ᵀ/N; exact.
+    """
     squares = eigenvalues(torch.stack([products(item.mT, item.mean(0, dtype=torch.float64)) for item in x]))
     total = squares.sum(-1)
     found = (
