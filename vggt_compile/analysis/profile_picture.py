@@ -44,6 +44,8 @@ def draw(profiles: Sequence[Profile], title: str, path: Path) -> None:
     for axis, (quantity, label) in zip(axes, panels, strict=False):
         for profile in profiles:
             _line(axis, profile, quantity, colours[profile.frames], LINES[plans.index(profile.plan) % len(LINES)])
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(min(0, bottom), 1 if quantity in SHARES else top)
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("global layer", fontsize=9)
         axis.tick_params(labelsize=8)
@@ -71,4 +73,3 @@ def _line(axis: Axes, profile: Profile, quantity: str, colour: tuple, line: str)
         label=f"{profile.plan}, {profile.frames} frames",
     )
     axis.locator_params(axis="x", integer=True)
-    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]), top=1 if quantity in SHARES else None)

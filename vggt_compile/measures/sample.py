@@ -41,12 +41,6 @@ def exact(value: Tensor) -> Tensor:
     return torch.stack((value, torch.zeros_like(value)), -1)
 
 
-def quotient(above: Tensor, below: Tensor, count: int) -> Tensor:
-    """[S] and [S] values of S drawn of `count` rows → [2]: the quotient of their means, and its standard error."""
-    value = above.mean() / below.mean()
-    return torch.stack((value, mean(above - value * below, count)[1] / below.mean()))
-
-
 def quantities(*found: Tensor) -> Tensor:
     """Quantities [..., 2] → [..., quantities, 2]."""
     return torch.stack(found, -2)
