@@ -47,7 +47,11 @@ def measure(name: str, *quantities: str) -> Callable[[Definition], Definition]:
                 return function(*operands, **options).float()
 
         operator: Any = torch.library.custom_op(
-            f"vggt_compile::probe_{name}", run, mutates_args=(), schema=_schema(function)
+            f"vggt_compile::probe_{name}",
+            run,
+            mutates_args=(),
+            schema=_schema(function),
+            tags=(torch.Tag.cudagraph_unsafe,),  # eigenvalues wait for the device
         )
         operator.register_fake(functools.partial(_shape, "q" in _operands(function), len(quantities)))
         packet = getattr(torch.ops.vggt_compile, f"probe_{name}")
