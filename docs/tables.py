@@ -22,7 +22,7 @@ from vggt_compile import registry
 from vggt_compile.recipes import DEFAULT, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/passes.md", "docs/recipes.md", "docs/architecture.md")
+PAGES = ("README.md", "docs/passes.md", "docs/recipes.md", "docs/architecture.md", "docs/collapse.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -57,7 +57,22 @@ def method_table() -> str:
     return github(rows, "axis", "method", "parameters", "what it does", "code")
 
 
-def parameters(method: registry.Method) -> str:
+def measure_table() -> str:
+    rows = [
+        (
+            f"`{m.name}`",
+            "<br>".join(f"`{name}`" for name in m.quantities),
+            parameters(m),
+            m.summary,
+            measure_home(m.run),
+        )
+        for m in registry.measures()
+        if m.run.__module__.startswith("vggt_compile.")
+    ]
+    return github(rows, "measure", "quantities", "parameters", "what it is", "definition")
+
+
+def parameters(method: registry.Optioned) -> str:
     return "<br>".join(f"`{p.name}: {values(p.annotation)}{default(p)}`" for p in method.parameters.values()) or "none"
 
 
@@ -87,6 +102,11 @@ def region_table() -> str:
     return github(rows, "pass", "what it does", "code")
 
 
+def measure_home(function: Callable) -> str:
+    path = Path(inspect.getsourcefile(function) or "").name
+    return f"[{path}](../vggt_compile/measures/{path})"
+
+
 def family_table() -> str:
     rows = []
     for family in registry.families():
@@ -102,6 +122,7 @@ TABLES = {
     "plans": recipe_plans,
     "methods": method_table,
     "regions": region_table,
+    "measures": measure_table,
     "families": family_table,
 }
 

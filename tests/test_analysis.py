@@ -174,7 +174,7 @@ def test_pictures_of_one_layer_and_of_frames_across_blocks(head: int | None, fra
     ("argv", "part"),
     [
         ((), "FORM"),
-        (("block",), "invalid choice"),
+        (("block",), "unknown model 'block'"),
         (("blocks", "--frames", "1"), "two or more"),
         (("blocks", "--keep", "1.5"), "a share of the blocks, from 0 to 1"),
         (("blocks", "--q-block", "100"), "invalid choice"),

@@ -27,10 +27,11 @@ DRAWING = """
     analysis → root metrics
     artifact → recipes rewrite sources families.trace
     dry_run → backend
-    backend → breaks densities recipes rewrite sources families.trace
+    backend → breaks densities probes handouts recipes rewrite sources families.trace
     breaks → report families.shims graph
     recipes → plan published
-    rewrite → graph plan report passes.lift_attention ops
+    rewrite → graph plan report observe passes.lift_attention ops
+    observe → graph plan report
     sources → registry
     passes → registry graph ops
     passes.lift_attention → graph
@@ -38,7 +39,10 @@ DRAWING = """
     graph → registry
     plan → registry
     registry → site errors
-    densities → report
+    densities → report handouts
+    probes → report handouts
+    handouts →
+    measures → registry ops
     report →
     published →
     ops →

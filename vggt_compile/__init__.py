@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vggt_compile.families.trace import prepare as prepare
     from vggt_compile.families.trace import unprepare as unprepare
     from vggt_compile.plan import Plan as Plan
+    from vggt_compile.probes import Probes as Probes
+    from vggt_compile.probes import collect_probes as collect_probes
     from vggt_compile.report import Report as Report
     from vggt_compile.report import collect_reports as collect_reports
 
@@ -35,6 +37,8 @@ _HOMES = {
     "prepare": "families.trace",
     "unprepare": "families.trace",
     "Plan": "plan",
+    "Probes": "probes",
+    "collect_probes": "probes",
     "Report": "report",
     "collect_reports": "report",
 }

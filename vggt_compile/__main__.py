@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import vggt_compile
-from vggt_compile.errors import BadInput, VggtCompileError
+from vggt_compile.cli.parser import Parser
+from vggt_compile.errors import VggtCompileError
 
 COMMANDS = ("demo", "explain", "export", "run", "inspect", "recipes", "doctor", "bench", "analyze")
 """Modules of vggt_compile.cli, each with HELP, arguments(parser) and run(args) → exit code."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports bad arguments as any other bad input: one line and exit code 1."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message} (see `{self.prog} --help`)")
 
 
 def parser() -> Parser:

@@ -13,10 +13,10 @@ import torch._dynamo
 from torch._logging import trace_structured
 from torch.fx import GraphModule
 
-from vggt_compile import breaks, recipes
-from vggt_compile.densities import handing_out
+from vggt_compile import breaks, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
+from vggt_compile.handouts import Receiver, handing_out
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
 from vggt_compile.rewrite import rewrite
@@ -89,7 +89,7 @@ def vggt_sparse(
     tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
     with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
-        return handing_out(compiled, report.measured)
+        return handing_out(compiled, _receivers(report))
 
 
 def vggt_sparse_eager(
@@ -108,7 +108,12 @@ def vggt_sparse_eager(
     chosen = Options.read(options)
     with torch._inductor.config.patch(dict(chosen.inductor)):
         report = reported_rewrite(gm, chosen)
-    return handing_out(gm.forward, report.measured)
+    return handing_out(gm.forward, _receivers(report))
+
+
+def _receivers(report: Report) -> list[Receiver]:
+    """For what the driver appends to a graph's outputs, in its order."""
+    return [*densities.receivers(report.measured), *probes.receivers(report.observed)]
 
 
 def reported_rewrite(gm: GraphModule, options: Options) -> Report:
@@ -117,7 +122,7 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     late = trace.arm()
     before = gm.print_readable(print_output=False)
     strict = options.strict and not breaks.is_fragment(gm)
-    report = rewrite(gm, options.plan, strict=strict, densities=options.densities)
+    report = rewrite(gm, options.plan, strict=strict, densities=options.densities, probes=True)
     report.notes += breaks.describe(gm, report, late) + breaks.full_cache()
     _emit("vggt_compile_graph_before", "string", before)
     _emit("vggt_compile_graph_after", "string", gm.print_readable(print_output=False))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from vggt_compile.handouts import Receiver
 from vggt_compile.report import Row
 
 
@@ -119,16 +120,14 @@ def collect_densities() -> Iterator[Densities]:
         _listeners.reset(token)
 
 
-def handing_out(compiled: Callable[..., Any], rows: Sequence[Row]) -> Callable[..., Any]:
-    """A graph whose last outputs are the densities of `rows`, as what Dynamo expects: without them."""
-    if not rows:
-        return compiled
+def receivers(rows: Sequence[Row]) -> list[Receiver]:
+    """What becomes of the densities of `rows` once a run has them."""
 
-    def run(*inputs: Any) -> Any:
-        outputs = compiled(*inputs)
-        for densities in _listeners.get():
-            for row, density in zip(rows, outputs[-len(rows) :], strict=True):
+    def receiver(row: Row) -> Receiver:
+        def receive(density: Tensor) -> None:
+            for densities in _listeners.get():
                 densities.add(row.layer, row.path, density)
-        return outputs[: -len(rows)]
 
-    return run
+        return receive
+
+    return [receiver(row) for row in rows]

@@ -81,6 +81,7 @@ def _join(reports: list[Report], options: Options) -> Report:
     for report in reports:
         joined.rows += report.rows
         joined.notes += report.notes
+        joined.observed += report.observed
         joined.dynamic |= report.dynamic
         if report.family != "generic":
             joined.family = report.family

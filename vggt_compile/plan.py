@@ -6,7 +6,8 @@ The same language in Python, JSON and on the command line:
 
 `layers` keys are one index, a range, an open range ("9-"), a share of the depth ("0-37.5%"), a comma list, or "*". A
 setting is the name of a method, or a dictionary with "method" and its parameters. `families` holds layers that replace
-`layers` for one model family.
+`layers` for one model family. `probe` lists what is measured at every attention over frames: names of measures, or
+dictionaries with "measure" and its parameters.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vggt_compile.errors import PlanError, UnknownName
-from vggt_compile.registry import AXES, IDENTITY, find_method
+from vggt_compile.registry import AXES, IDENTITY, find_measure, find_method
 from vggt_compile.registry import families as registered_families
 
 MOST_LAYERS = 10_000
 """Far more than any model has; a range is a set of indices somewhere, so it must not be as long as one likes."""
+
+KEYS = ("layers", "families", "min_tokens", "probe")
+"""Of a plan."""
 
 _RANGE = re.compile(r"(\d+)(?:(-)(\d+)?)?")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)%")
@@ -49,12 +53,15 @@ class Setting:
             if given:
                 raise UnknownName(f"parameter of method {name!r} of axis {axis!r}", next(iter(given)), ())
             return None
-        checked = find_method(axis, name).check(given)
+        return cls.of(name, find_method(axis, name).check(given))
+
+    @classmethod
+    def of(cls, name: str, checked: Mapping[str, Any]) -> Setting:
         return cls(name, tuple((n, tuple(v) if isinstance(v, list) else v) for n, v in sorted(checked.items())))
 
-    def to_json(self) -> object:
+    def to_json(self, key: str = "method") -> object:
         plain = {n: list(v) if isinstance(v, tuple) else v for n, v in self.parameters}
-        return {"method": self.method, **plain} if plain else self.method
+        return {key: self.method, **plain} if plain else self.method
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,22 @@ def _disjoint(rules: Rules) -> Rules:
     return rules
 
 
+def read_probe(value: object) -> tuple[Setting, ...]:
+    """Measures with their parameters; PlanError where one is unknown, or there twice."""
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise PlanError(f"probe is a list of measures, not {value!r}")
+    found: list[Setting] = []
+    for entry in value:
+        given = dict(entry) if isinstance(entry, Mapping) else {"measure": entry}
+        name = given.pop("measure", None)
+        if not isinstance(name, str):
+            raise PlanError(f"probe wants names of measures or dictionaries with 'measure', not {entry!r}")
+        if any(name == other.method for other in found):
+            raise PlanError(f"probe names the measure {name!r} twice; name it once")
+        found.append(Setting.of(name, find_measure(name).check(given)))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Policies for the global layers of a model.
@@ -180,12 +203,14 @@ class Plan:
         families: rules that replace `rules` for one model family, by its name.
         min_tokens: sites with fewer tokens (frames × tokens per frame) stay dense. Under dynamic shapes the comparison
             becomes a guard, so one model compiles at most twice for it.
+        probe: measures of every attention over frames, which runs hand out to `collect_probes`.
         name: of the recipe, for reports.
     """
 
     rules: Rules = ()
     families: tuple[tuple[str, Rules], ...] = ()
     min_tokens: int = 0
+    probe: tuple[Setting, ...] = ()
     name: str = field(default="custom", compare=False)
 
     @classmethod
@@ -194,8 +219,8 @@ class Plan:
         if not isinstance(value, Mapping):
             raise PlanError(f"a plan is a dictionary, not {value!r}")
         for key in value:
-            if key not in ("layers", "families", "min_tokens"):
-                raise UnknownName("key of a plan", key, ("layers", "families", "min_tokens"))
+            if key not in KEYS:
+                raise UnknownName("key of a plan", key, KEYS)
         min_tokens = value.get("min_tokens", 0)
         if not isinstance(min_tokens, int) or isinstance(min_tokens, bool) or min_tokens < 0:
             raise PlanError(f"min_tokens must be a number of tokens, 0 or more, not {min_tokens!r}")
@@ -206,7 +231,9 @@ class Plan:
             if family not in (known := ["generic", *(entry.name for entry in registered_families())]):
                 raise UnknownName("family", family, known)
         by_family = tuple((family, _read_rules(rules)) for family, rules in families.items())
-        return cls(_read_rules(value.get("layers", {})), by_family, min_tokens, name)
+        return cls(
+            _read_rules(value.get("layers", {})), by_family, min_tokens, read_probe(value.get("probe", ())), name
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -251,4 +278,5 @@ class Plan:
             return {str(layers): policy.to_json() for layers, policy in rules}
 
         families = {family: table(rules) for family, rules in self.families}
-        return {"layers": table(self.rules), "families": families, "min_tokens": self.min_tokens}
+        probe = [setting.to_json("measure") for setting in self.probe]
+        return {"layers": table(self.rules), "families": families, "min_tokens": self.min_tokens, "probe": probe}

@@ -1,4 +1,4 @@
-"""What can be added from outside: methods of an axis, and families. Built-in ones register in the same way.
+"""What can be added from outside: methods of an axis, families, and measures. Built-in ones register in the same way.
 
 A package adds its own by naming a module under the entry-point group `vggt_compile.extensions`; importing that module
 registers what it decorates.
@@ -32,7 +32,7 @@ REGIONS = ("hoist_keys", "sink_unmerge", "share_tables")
 IDENTITY = {"scope": "global"}
 """Names that a plan may write where an axis stays as the model has it."""
 
-BUILT_IN = ("vggt_compile.passes", "vggt_compile.families")
+BUILT_IN = ("vggt_compile.passes", "vggt_compile.families", "vggt_compile.measures")
 """Packages whose modules register themselves."""
 
 Transform = Callable[..., AttentionState | Skip]
@@ -41,17 +41,54 @@ Place = tuple[Scope, int | None]
 """Scope and layer of one attention module."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to act on an axis: `run(site, state, edit, **parameters)`.
+class Optioned:
+    """Something with a function `run` whose keyword-only parameters are options of the plan language.
 
-    Keyword-only parameters of the function are the options of the plan language: their names, annotations and defaults
-    are the names, types and defaults that users see, and its docstring is the help text.
+    Their names, annotations and defaults are the names, types and defaults that users see, and the docstring of the
+    function is the help text.
     """
+
+    name: str
+    run: Callable[..., Any]
+
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+        raise NotImplementedError
+
+    @property
+    def summary(self) -> str:
+        return " ".join((inspect.getdoc(self.run) or "").partition("\n\n")[0].split())
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        signature = inspect.signature(self.run, eval_str=True)
+        return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters of a use of this function, given ones over defaults; PlanError names what is wrong."""
+        for name in given:
+            if name not in self.parameters:
+                raise UnknownName(f"parameter of {self.where}", name, self.parameters)
+        missing = [n for n, p in self.parameters.items() if p.default is p.empty and n not in given]
+        if missing:
+            raise PlanError(f"{self.where} needs {', '.join(missing)}")
+        for name, value in given.items():
+            _check_type(f"{name!r} of {self.where}", value, self.parameters[name].annotation)
+        return {n: given.get(n, p.default) for n, p in self.parameters.items()}
+
+
+@dataclass(frozen=True)
+class Method(Optioned):
+    """One way to act on an axis: `run(site, state, edit, **parameters)`."""
 
     axis: str
     name: str
     run: Transform
+
+    @property
+    def where(self) -> str:
+        return f"method {self.name!r} of axis {self.axis!r}"
 
     @property
     def summary(self) -> str:
@@ -62,23 +99,27 @@ class Method:
         """Names under which it can be switched off: its axis, its name in plans, and that of its function."""
         return {self.axis, self.name, getattr(self.run, "__name__", self.name)}
 
-    @functools.cached_property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        signature = inspect.signature(self.run, eval_str=True)
-        return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
-    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters of a use of this method, given ones over defaults; PlanError names what is wrong."""
-        where = f"method {self.name!r} of axis {self.axis!r}"
-        for name in given:
-            if name not in self.parameters:
-                raise UnknownName(f"parameter of {where}", name, self.parameters)
-        missing = [n for n, p in self.parameters.items() if p.default is p.empty and n not in given]
-        if missing:
-            raise PlanError(f"{where} needs {', '.join(missing)}")
-        for name, value in given.items():
-            _check_type(f"{name!r} of {where}", value, self.parameters[name].annotation)
-        return {n: given.get(n, p.default) for n, p in self.parameters.items()}
+@dataclass(frozen=True)
+class Measure(Optioned):
+    """Something that a plan can ask to be measured at every attention over frames.
+
+    Attributes:
+        run: the definition, in PyTorch.
+        quantities: names of what it gives.
+        reads: which of the tensors and sizes around an attention it takes, in order.
+        operator: `run` as a graph calls it.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    quantities: tuple[str, ...]
+    reads: tuple[str, ...]
+    operator: Callable[..., Any]
+
+    @property
+    def where(self) -> str:
+        return f"measure {self.name!r}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +160,11 @@ class Range:
     @property
     def _lie(self) -> str:
         return f"be {self}" if self.high == math.inf else f"lie in {self}"
+
+
+def plain_type(annotation: Any) -> Any:
+    """The type under an annotation: int for `Annotated[int, Range(1)]`."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
 Share = Annotated[float, Range(0, 1)]
@@ -177,6 +223,7 @@ class Family:
 _methods: dict[tuple[str, str], Method] = {}
 _regions: dict[str, RegionPass] = {}
 _families: dict[str, Family] = {}
+_measures: dict[str, Measure] = {}
 
 
 def method(axis: str, name: str) -> Callable[[Transform], Transform]:
@@ -208,6 +255,28 @@ def family(entry: Family) -> Family:
     return entry
 
 
+def add_measure(entry: Measure) -> Measure:
+    """Register a measure under its name; `vggt_compile.measures.operator.measure` makes one of a function."""
+    known = _measures.get(entry.name)
+    if known is not None and known.run.__module__ != entry.run.__module__:
+        raise PlanError(f"measure {entry.name!r} is already registered by {known.run.__module__}")
+    _measures[entry.name] = entry
+    return entry
+
+
+def find_measure(name: str) -> Measure:
+    _load()
+    if name not in _measures:
+        raise UnknownName("measure", name, _measures)
+    return _measures[name]
+
+
+def measures() -> list[Measure]:
+    """Every measure, by name."""
+    _load()
+    return sorted(_measures.values(), key=lambda m: m.name)
+
+
 def find_method(axis: str, name: str) -> Method:
     _load()
     if (axis, name) not in _methods:
@@ -234,8 +303,8 @@ def families() -> list[Family]:
 
 
 def packages() -> set[str]:
-    """Top-level packages that registered a method: this one, and those of extensions."""
-    return {m.run.__module__.partition(".")[0] for m in methods()}
+    """Top-level packages that registered a method or a measure: this one, and those of extensions."""
+    return {m.run.__module__.partition(".")[0] for m in (*methods(), *measures())}
 
 
 @functools.cache

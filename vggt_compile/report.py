@@ -68,6 +68,16 @@ class Region:
         return f"{self.name}: {'; '.join(parts)}"
 
 
+@dataclass(frozen=True)
+class Observed:
+    """A measure of the plan at one attention: each run of the graph hands out its quantities, see `collect_probes`."""
+
+    layer: int
+    path: str
+    measure: str
+    quantities: tuple[str, ...]
+
+
 @dataclass
 class Report:
     """What a rewrite did to one graph.
@@ -77,6 +87,7 @@ class Report:
         regions: what passes over regions did around rewritten attentions; none where they had nothing to do.
         notes: sentences about the graph as a whole: layers that the plan names and the model lacks, graph breaks.
         dynamic: whether sizes were symbolic, so that the numbers in the rows are those of one example.
+        observed: what the plan measures, in the order in which the graph hands it out.
     """
 
     plan: str = "dense"
@@ -85,6 +96,7 @@ class Report:
     regions: list[Region] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dynamic: bool = False
+    observed: list[Observed] = field(default_factory=list)
 
     @property
     def rewritten(self) -> list[Row]:
@@ -131,6 +143,9 @@ class Report:
             f"{len(self.rewritten)} of {len(self.rows)} attentions rewritten; "
             f"{least}{self.attention_left():.1%} of the attention FLOPs left"
         )
+        if self.observed:
+            names = dict.fromkeys(entry.measure for entry in self.observed)
+            lines.append(f"measured at layers {spans({entry.layer for entry in self.observed})}: {', '.join(names)}")
         return "\n".join([*lines, *map(str, self.regions), *(f"note: {note}" for note in self.notes)])
 
 
@@ -155,6 +170,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         before if before == after else f"{before} → {'≥ ' if row.at_least else ''}{after}",
         row.reason or "",
     )
+
+
+def spans(layers: set[int]) -> str:
+    """0, 1, 2, 5 as "0-2,5"."""
+    starts = sorted(layer for layer in layers if layer - 1 not in layers)
+    ends = sorted(layer for layer in layers if layer + 1 not in layers)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _setting(setting: Any) -> str:

@@ -22,10 +22,11 @@ from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor, verify
 from vggt_compile.graph.layout import find_sites
 from vggt_compile.graph.symbols import Symbols, hint, size_of, times
+from vggt_compile.observe import Observers
 from vggt_compile.ops import attention, density  # noqa: F401  # what a state is lowered to where PyTorch's cannot do it
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
-from vggt_compile.report import Region, Report, Row
+from vggt_compile.report import Region, Report, Row, spans
 from vggt_compile.site import LOST, AttentionCall, AttentionState, BlockLists, Lowered, Outcome, Site, Size, Skip
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def rewrite(
     guard: bool = True,
     densities: bool = False,
     portable: bool = False,
+    probes: bool = False,
 ) -> Report:
     """Apply a plan to a traced graph, in place.
 
@@ -48,13 +50,15 @@ def rewrite(
         guard: whether `min_tokens` may add a guard; export cannot, and decides by what is known for all sizes.
         densities: append outputs to the graph, the density [B, H] of each row of the report that is `measured`.
         portable: use no operator that needs this package where the graph runs, as an artifact must.
+        probes: append what the plan measures, one output for each entry of the report's `observed`.
 
     Returns:
-        The report. With a dense plan the graph is left as it is, to the node.
+        The report. With a dense plan the graph is left as it is, to the node, but for what is appended.
     """
     report = Report(plan=plan.name)
     for part in dialect.parts(gm):
-        _GraphRewrite(part, plan, guard, report, densities and part.gm is gm, portable).run()
+        whole = part.gm is gm
+        _GraphRewrite(part, plan, guard, report, densities and whole, probes and whole, portable).run()
     if densities and any(row.implementation == "block-sparse" and not row.measured for row in report.rows):
         report.notes.append("densities of attentions in sub-graphs are not handed out")
     plan = plan.at(1 + max((row.layer for row in report.global_rows if row.layer is not None), default=-1))
@@ -94,21 +98,21 @@ def missing_layers(report: Report, plan: Plan) -> str | None:
     if not missing:
         return None
     noun = "layer" if len(missing) == 1 else "layers"
-    return f"{noun} {_spans(missing)}: no such layer (global layers found: {_spans(found) or 'none'})"
-
-
-def _spans(layers: set[int]) -> str:
-    """0, 1, 2, 5 as "0-2,5"."""
-    starts = sorted(layer for layer in layers if layer - 1 not in layers)
-    ends = sorted(layer for layer in layers if layer + 1 not in layers)
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    return f"{noun} {spans(missing)}: no such layer (global layers found: {spans(found) or 'none'})"
 
 
 class _GraphRewrite:
     """One graph on its way through the driver."""
 
     def __init__(
-        self, part: dialect.Part, plan: Plan, guard: bool, report: Report, densities: bool, portable: bool
+        self,
+        part: dialect.Part,
+        plan: Plan,
+        guard: bool,
+        report: Report,
+        densities: bool,
+        probes: bool,
+        portable: bool,
     ) -> None:
         self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
         self.portable = portable
@@ -116,6 +120,7 @@ class _GraphRewrite:
         self.edit = Editor(part, self.symbols)
         self.densities: list[Node] | None = [] if densities else None
         self.lowered: list[Lowered] = []
+        self.observers = Observers(plan.probe if probes else (), self.edit, self.symbols, report)
 
     def run(self) -> None:
         if not self.plan.dense:
@@ -127,13 +132,15 @@ class _GraphRewrite:
         self.report.dynamic |= any(not isinstance(site.tokens, int) for site in sites)
         self.plan = self.plan.at(1 + max((site.layer for site in sites if site.layer is not None), default=-1))
         for site in sites:
+            self.observers.around(site)
             self.report.rows.append(self._apply(site))
         self.report.rows += refused
-        if self.densities:
-            dialect.append_outputs(self.gm.graph, self.densities)
+        self.observers.note_skipped()
+        if appended := [*(self.densities or ()), *self.observers.nodes]:
+            dialect.append_outputs(self.gm.graph, appended)
         if self.lowered:
             self._act_on_regions()
-        if not self.plan.dense:
+        if appended or not self.plan.dense:
             self.gm.graph.lint()
             self.gm.recompile()
 

@@ -1,17 +1,24 @@
-"""Look into a model's attention before choosing a plan: `analyze blocks` at how attention lies in blocks of keys."""
+"""Look into a model's attention before choosing a plan.
+
+`analyze MODEL` (`analyze profile MODEL` in full) measures how far attention and tokens collapse, layer by layer;
+`analyze blocks` how attention lies in blocks of keys.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from vggt_compile.cli import blocks
+from vggt_compile.cli import blocks, profile
+from vggt_compile.cli.parser import Parser
 
-HELP = "where the attention of a trained model lies, and what a method would see of it"
+HELP = "how far attention and tokens of a model collapse, and where its attention lies"
+FORMS = {"profile": profile, "blocks": blocks}
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
+    parser.forms = tuple(FORMS)
     forms = parser.add_subparsers(metavar="FORM", required=True)
-    for name, module in (("blocks", blocks),):
+    for name, module in FORMS.items():
         sub = forms.add_parser(name, help=module.HELP, description=module.__doc__)
         module.arguments(sub)
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON on stdout only")

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     from vggt_compile.cli.demo import output_folder
 
     picture.check_installed()
-    scene = _scene(args.scene)
+    scene = read_scene(args.scene)
     folder = output_folder(args.out)
     model, weights = load(args.model, args.checkpoint, device)
-    images = _render(scene, args.seed, args.frames, native_size(model)).to(device)
+    images = render(scene, args.seed, args.frames, (native_size(model),) * 2).to(device)
     blocks = Blocks(args.keep, args.q_block, args.k_block, args.order)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="vggt_compile:")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _scene(text: str) -> str:
+def read_scene(text: str) -> str:
     from vggt_compile.bench.accuracy.cases import read_scenes
 
     scenes = read_scenes(text)
@@ -83,14 +83,14 @@ def _scene(text: str) -> str:
     return scenes[0]
 
 
-def _render(scene: str, seed: int, frames: int, side: int) -> Any:
+def render(scene: str, seed: int, frames: int, size: tuple[int, int]) -> Any:
     """Images [1, S, 3, H, W] of a scene that no shipped model was trained on."""
-    from vggt_compile.scenes import HELD_OUT_SEEDS, render
+    from vggt_compile import scenes
 
-    if not 0 <= seed < len(HELD_OUT_SEEDS):
-        raise BadInput(f"--seed {seed}: there are {len(HELD_OUT_SEEDS)} held-out scenes, from 0 on")
+    if not 0 <= seed < len(scenes.HELD_OUT_SEEDS):
+        raise BadInput(f"--seed {seed}: there are {len(scenes.HELD_OUT_SEEDS)} held-out scenes, from 0 on")
     trajectory, _, kind = scene.partition("/")
-    return render(HELD_OUT_SEEDS[seed], frames, (side, side), trajectory, kind).images
+    return scenes.render(scenes.HELD_OUT_SEEDS[seed], frames, size, trajectory, kind).images
 
 
 def _text(layers: Sequence[LayerBlocks], title: str, folder: Path) -> str:

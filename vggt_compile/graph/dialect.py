@@ -39,6 +39,7 @@ _MATMUL = {torch.matmul, operator.matmul, torch.bmm, aten.matmul.default, aten.b
 _SOFTMAX = {torch.softmax, F.softmax, aten.softmax.int, aten._softmax.default}
 _DROPOUT = {F.dropout, torch.dropout, aten.dropout.default}
 _MULTIPLY = {operator.mul, torch.mul, operator.imul, aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor}
+_ADD = {operator.add, torch.add, operator.iadd, aten.add.Tensor, aten.add_.Tensor}
 _DIVIDE = {operator.truediv, torch.div, operator.itruediv, aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor}
 _TRANSPOSE = {torch.transpose, torch.swapaxes, aten.transpose.int}
 _PERMUTE = {torch.permute, aten.permute.default}
@@ -272,6 +273,21 @@ def scaled(node: object) -> tuple[Node, float] | None:
             if isinstance(tensor, Node) and isinstance(number, (int, float)) and math.isfinite(number):
                 return None if invert and tensor is not node.args[0] else (tensor, 1 / number if invert else number)
     return None
+
+
+def addition(node: Node) -> tuple[Node, Node] | None:
+    """The two tensors of which the node is the plain sum."""
+    if not _calls(node, _ADD, ("add", "add_")) or node.kwargs or len(node.args) != 2:
+        return None
+    left, right = node.args
+    if not isinstance(left, Node) or not isinstance(right, Node):
+        return None
+    return (left, right) if all(isinstance(value(term), Tensor) for term in (left, right)) else None
+
+
+def tensor_users(node: Node) -> list[Node]:
+    """What reads a value, but for questions about its sizes."""
+    return [user for user in node.users if not isinstance(value(user), (int, torch.SymInt, torch.Size))]
 
 
 def inert_source(node: Node) -> Node | None:

@@ -1,0 +1,197 @@
+"""Measure how far attention and tokens collapse, layer by layer: `analyze MODEL`, by numbers of frames and by plans.
+
+MODEL is a trained model of this package, any written here with --checkpoint, or module:callable that gives an nn.Module
+with its weights. It sees rendered scenes that the shipped models were not trained on, or the images of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggt_compile.cli.options import add_dtype, check_size, read_device
+from vggt_compile.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vggt_compile.analysis.changes import Change
+    from vggt_compile.analysis.profile import Profile
+
+HELP = "ranks, cosines and contraction at each global layer (`analyze MODEL` is this)"
+COLUMNS = {
+    "logit_scale": "logit\nscale",
+    "entropy": "entropy\n/ log n",
+    "attention_effective_rank": "eff. rank\nof A",
+    "attention_stable_rank": "stable\nrank",
+    "attention_sigma_ratio": "σ2 / σ1",
+    "across_frames": "across\nframes",
+    "blocks_95": "blocks\nfor 95 %",
+    "token_effective_rank": "eff. rank\nof JX",
+    "cosine": "cosine",
+    "residual_ratio": "‖JX‖\n/ ‖X‖",
+    "nearest_cosine": "nearest\ncosine",
+    "step": "step Δt",
+    "contraction": "D̂ of A",
+    "residual_contraction": "D̂ with\nresidual",
+    "value_contraction": "D̂ of\nvalues",
+}
+"""What the table shows of all that the JSON has."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="such as pi3-small, vggt-small or module:callable")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights for it, such as upstream's")
+    parser.add_argument("--frames", default="8,32", metavar="N,…", help="(default: 8,32)")
+    parser.add_argument("--plans", default="dense,fastvggt", metavar="PLAN,…", help="(default: dense,fastvggt)")
+    parser.add_argument("--measures", metavar="NAME,…", help="(default: all; docs/collapse.md lists them)")
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="queries or tokens that are drawn (default: the measures')"
+    )
+    parser.add_argument("--scene", default="orbit", help="as orbit or orbit/objects (default: orbit)")
+    parser.add_argument("--seed", type=int, default=0, help="the first held-out scene (default: 0)")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="so many scenes from it on (default: 1)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder instead; its first images are taken")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (default: the model's own)")
+    add_dtype(parser)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--out", default="analyze_out", metavar="DIR", help="for collapse.png and collapse.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    from vggt_compile.analysis import picture, profile_picture
+    from vggt_compile.analysis.changes import changes
+    from vggt_compile.analysis.profile import profile
+    from vggt_compile.bench.accuracy.plans import read_plans
+    from vggt_compile.cli.accuracy import read_frames
+    from vggt_compile.cli.demo import output_folder
+
+    counts, plans, measures = read_frames(args.frames), read_plans(args.plans), read_measures(args)
+    device = read_device(args.device)
+    picture.check_installed()
+    model, weights, patch = _model(args, device)
+    scenes = [_scenes(args, model, patch, count, device) for count in counts]
+    folder = output_folder(args.out)
+    profiles: list[Profile] = []
+    import torch
+
+    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bf16"):
+        warnings.filterwarnings("ignore", message="vggt_compile:")  # the record has these notes
+        for name, plan in plans.items():
+            for images in scenes:
+                profiles.append(profile(model, images, replace(plan, name=name), measures))
+                print(f"measured: {name}, {images[0].shape[1]} frames", file=sys.stderr)
+    source = f"images of {args.images}" if args.images else _scene_text(args)
+    height, width = scenes[0][0].shape[-2:]
+    title = f"{args.model}, {source}, {height}×{width}"
+    profile_picture.draw(profiles, title, folder / "collapse.png")
+    settings: dict[str, Any] = {"model": args.model, "weights": weights, "source": source, "size": [height, width]}
+    record: dict[str, Any] = {
+        "settings": settings,
+        "probe": measures,
+        "profiles": [found.to_dict() for found in profiles],
+    }
+    compared = changes(profiles)
+    record["changes"] = [found.to_dict() for found in compared]
+    (folder / "collapse.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1) if args.json else _text(profiles, compared, title, folder))
+    return 0
+
+
+def read_measures(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The `probe` part of a plan that --measures and --rows mean."""
+    from vggt_compile.plan import read_probe
+    from vggt_compile.registry import find_measure, measures
+
+    names = [entry.name for entry in measures()] if args.measures is None else args.measures.split(",")
+    found = [find_measure(name.strip()) for name in names]
+    wanted: list[dict[str, Any]] = [{"measure": entry.name} for entry in found]
+    if args.rows is not None:
+        for entry, one in zip(found, wanted, strict=True):
+            one |= {"rows": args.rows} if "rows" in entry.parameters else {}
+    read_probe(wanted)
+    return wanted
+
+
+def _model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, int]:
+    """A model, a fingerprint of its weights, and the side of its patches."""
+    from vggt_compile.cli import subject
+    from vggt_compile.cli.accuracy import fingerprint, load
+
+    if ":" not in args.model:
+        model, weights = load(args.model, args.checkpoint, device)
+        return model, weights, model.config.patch_size
+    if args.checkpoint is not None:
+        raise BadInput(f"--checkpoint: {args.model} gives a model with its weights")
+    found = subject.outline(args.model)
+    return found.model.to(device), fingerprint(found.model), found.patch
+
+
+def _scenes(args: argparse.Namespace, model: Any, patch: int, frames: int, device: torch.device) -> list[Tensor]:
+    """Images [1, F, 3, H, W] of each scene."""
+    from vggt_compile.cli.accuracy import native_size
+    from vggt_compile.cli.blocks import read_scene, render
+    from vggt_compile.cli.images import load_folder
+
+    size = tuple(args.size) if args.size else None
+    if args.images is not None:
+        found = load_folder(args.images, patch, limit=frames, size=size, resize=size is not None)
+        if found.images.shape[1] < frames:
+            raise BadInput(f"--images {args.images}: {found.images.shape[1]} images, but --frames asks for {frames}")
+        return [found.images.to(device)]
+    if args.count < 1:
+        raise BadInput(f"--count {args.count}: one scene or more")
+    if size is None and ":" in args.model:
+        raise BadInput(f"--size H W is needed: the own size of {args.model} is not known")
+    height, width = size or (native_size(model),) * 2
+    check_size((height, width), patch)
+    seeds = range(args.seed, args.seed + args.count)
+    return [render(read_scene(args.scene), seed, frames, (height, width)).to(device) for seed in seeds]
+
+
+def _scene_text(args: argparse.Namespace) -> str:
+    last = args.seed + args.count - 1
+    which = f"scenes {args.seed}–{last}" if args.count > 1 else f"scene {args.seed}"
+    return f"{args.scene}, held-out {which}"
+
+
+def _text(profiles: list[Profile], compared: list[Change], title: str, folder: Path) -> str:
+    from tabulate import tabulate
+
+    parts = [title]
+    for found in profiles:
+        shown = {name: header for name, header in COLUMNS.items() if name in found.quantities}
+        curves = {name: found.curve(name) for name in shown}
+        rows = [(str(layer), *(_cell(curves[name].get(layer)) for name in shown)) for layer in found.layers]
+        parts.append(f"{found.plan}, {found.frames} frames, {found.tokens} tokens, {found.rewritten} layers rewritten")
+        parts.append(tabulate(rows, headers=("layer", *shown.values()), disable_numparse=True))
+        parts += [f"note: {note}" for note in found.notes]
+    parts += [_changes(compared)] if compared else []
+    parts.append(f"written: {folder / 'collapse.png'}, {folder / 'collapse.json'}")
+    return "\n\n".join(parts)
+
+
+def _changes(compared: list[Change]) -> str:
+    from tabulate import tabulate
+
+    names = list(dict.fromkeys(name for found in compared for name in found.quantities))
+    rows = [(found.of, found.against, *(_signed(found.quantities.get(name)) for name in names)) for found in compared]
+    headers = ("change of", "against", *(COLUMNS[name] for name in names))
+    return "means over layers, ± standard error over scenes\n\n" + tabulate(rows, headers, disable_numparse=True)
+
+
+def _signed(point: Any) -> str:
+    if point is None:
+        return ""
+    return f"{point.value:+.2g}" + ("" if math.isnan(point.error) else f" ± {point.error:.1g}")
+
+
+def _cell(point: Any) -> str:
+    return "" if point is None else f"{point.value:.3g}"

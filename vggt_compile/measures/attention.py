@@ -1,0 +1,75 @@
+"""How sharp an attention is, and where its mass goes: logit scale, entropy, special tokens, other frames.
+
+A is the attention matrix of one head, [N, N] with rows that sum to 1. It is never held: drawn rows of it are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vggt_compile.measures.operator import measure
+from vggt_compile.measures.sample import Rows, drawn, each_head, exact, mean, quantities, weights
+
+
+@measure("logits", "logit_scale")
+def logits(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    """Logit scale s: standard deviation of a query's logits over keys, as the root of its mean square over queries.
+
+    s² = scale² · tr(E[q qᵀ] Cov(k)), exact in O(N · D²). A constant that all logits of a row share does not count, as
+    it does not for the softmax.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    tokens = q.shape[-2]
+    q, k = q.double(), k.double()
+    centred = k - k.mean(-2, keepdim=True)
+    squares = (q.mT @ q / tokens) * (centred.mT @ centred / tokens)
+    return quantities(exact(scale * squares.sum((-2, -1)).clamp(min=0).sqrt()))
+
+
+@measure("entropy", "entropy")
+def entropy(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 512, seed: int = 0) -> Tensor:
+    """Entropy of a row of A over log N, mean over rows: 1 where all keys get the same, 0 where one gets all."""
+    tokens = q.shape[-2]
+    places = drawn(tokens, rows, seed, q.device)
+
+    def of_head(q: Tensor, k: Tensor) -> Tensor:
+        found = torch.special.entr(weights(q[places], k, scale)).sum(-1) / math.log(tokens)
+        return quantities(mean(found, tokens))
+
+    return each_head(of_head, q, k)
+
+
+@measure("mass", "special_to_patch", "patch_to_special", "across_frames")
+def mass(
+    q: Tensor, k: Tensor, scale: float | None, frames: int, special: int, *, rows: Rows = 512, seed: int = 0
+) -> Tensor:
+    """Share of special queries' attention that patches get, of patch queries' that special keys get, and of all
+    queries' that tokens of other frames get.
+
+    Uniform attention gives (P − special) / P, special / P and (F − 1) / F. Without special tokens the first is not
+    defined and NaN.
+    """
+    per_frame = q.shape[-2] // frames
+    tokens = torch.arange(frames * per_frame, device=q.device)
+    is_special, frame = tokens % per_frame < special, tokens // per_frame
+    groups = (tokens[is_special], tokens[~is_special])
+    places = [group[drawn(len(group), rows, seed, q.device)] if len(group) else group for group in groups]
+
+    def away(found: Tensor, group: Tensor, whole: Tensor) -> Tensor:
+        """What a group contributes to the share that goes to other frames, with its error."""
+        shares = (found * (frame != frame[group, None])).sum(-1)
+        return mean(shares, len(whole)) * (len(whole) / len(tokens))
+
+    def of_head(q: Tensor, k: Tensor) -> Tensor:
+        found = [weights(q[group], k, scale) for group in places]
+        parts = torch.stack([away(*one) for one in zip(found, places, groups, strict=True) if len(one[1])])
+        return quantities(
+            mean(found[0][:, ~is_special].sum(-1), len(groups[0])),
+            mean(found[1][:, is_special].sum(-1), len(groups[1])),
+            torch.stack((parts[:, 0].sum(), parts[:, 1].norm())),
+        )
+
+    return each_head(of_head, q, k)
