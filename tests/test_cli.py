@@ -111,7 +111,18 @@ def test_explain_json_under_autocast_and_symbolic_sizes(capsys):
     argv = ["explain", "pi3-tiny", *TINY, "--plan", plan, "--dtype", "bf16", "--dynamic", "--json"]
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"model", "unmet", "plan", "family", "rows", "notes", "dynamic", "observed", "attention_left"} == set(found)
+    assert {
+        "model",
+        "unmet",
+        "plan",
+        "family",
+        "rows",
+        "regions",
+        "notes",
+        "dynamic",
+        "observed",
+        "attention_left",
+    } == set(found)
     rewritten = [row for row in found["rows"] if row["axes"]]
     assert [row["path"] for row in rewritten] == ["decoder.1.attn", "decoder.3.attn"]
     assert {row["dtype"] for row in rewritten} == {"bfloat16"}

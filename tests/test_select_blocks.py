@@ -195,11 +195,13 @@ def test_few_compiles_serve_all_lengths(options: dict) -> None:
 @pytest.mark.slow
 def test_the_kernel_in_the_interpreter_gives_the_same_lists() -> None:
     pytest.importorskip("triton")
+    from select_blocks_run import CHOICES, SHAPES
+
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests/select_blocks_run.py")]
     done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "32"
+    assert done.stdout.split()[-1] == str(len(SHAPES) * len(CHOICES))
 
 
 @pytest.mark.gpu
