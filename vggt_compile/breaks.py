@@ -30,14 +30,18 @@ def describe(gm: GraphModule, report: Report, late: Sequence[Shim]) -> list[str]
     """Notes on lost module paths and broken trunks, naming the line and the remedy; empty where all is well."""
     where = _break_near(gm)
     lost = [row for row in report.rows if row.path == LOST]
-    if not lost and not (where and report.rows and not report.global_rows):
+    beside = bool(report.rows) and not report.global_rows
+    # Dynamo skips a frame that breaks in a loop without a word, and compiles what it calls one by one.
+    in_pieces = bool(late) and not report.global_rows
+    if not lost and not in_pieces and not (where and beside):
         return []
-    what = (
-        f"{len(lost)} of {len(report.rows)} attentions reached the backend without a module path, so layers cannot be "
-        "told apart"
-        if lost
-        else "this graph holds attention, but none over frames"
-    )
+    if lost:
+        what = (
+            f"{len(lost)} of {len(report.rows)} attentions reached the backend without a module path, so layers cannot "
+            "be told apart"
+        )
+    else:
+        what = "this graph holds attention, but none over frames" if beside else "this graph holds no attention"
     if late:
         names = ", ".join(shim.name for shim in late)
         return [f"{what}: {names} became known too late for this trace. {_AGAIN}"]
