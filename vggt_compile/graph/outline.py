@@ -50,7 +50,9 @@ def _refusal(gm: GraphModule) -> str | None:
         return "disabled by torch._inductor.config.disabled_passes"
     if torch._inductor.config.cpp_wrapper:
         return "Inductor's C++ wrapper calls no sub-graphs"
-    seen = (value(node) for node in gm.graph.nodes if node.op == "placeholder")
+    seen = [value(node) for node in gm.graph.nodes if node.op == "placeholder"]
+    if len(symbols(gm.graph)) > 1 or any(isinstance(x, torch.SymFloat) for x in seen):
+        return "more than the number of frames is symbolic"  # Inductor fails on such sub-graphs
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in seen):
         return "gradients are asked for"
     return None
