@@ -27,7 +27,7 @@ DRAWING = """
     analysis → root metrics
     artifact → recipes rewrite sources families.trace
     dry_run → backend
-    backend → breaks densities probes handouts recipes rewrite sources families.trace
+    backend → breaks densities probes handouts recipes rewrite sources families.trace graph
     breaks → report families.shims graph
     recipes → plan published
     rewrite → graph plan report observe passes.lift_attention ops

@@ -16,9 +16,10 @@ from torch.fx import GraphModule
 from vggt_compile import breaks, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
+from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.handouts import Receiver, handing_out
 from vggt_compile.plan import Plan
-from vggt_compile.report import Report, publish
+from vggt_compile.report import Region, Report, publish
 from vggt_compile.rewrite import rewrite
 from vggt_compile.sources import source_hash
 
@@ -33,12 +34,14 @@ class Options:
         plan: a recipe's name, the path of a JSON file, a dictionary, or a Plan.
         strict: raise where a layer that the plan names was not rewritten.
         densities: runs hand out how much of its attentions over blocks the model computes, for `collect_densities`.
+        outline: compile equal blocks of the model once, for a shorter first call.
         inductor: handed on to Inductor as configuration for this compile.
     """
 
     plan: Plan
     strict: bool = False
     densities: bool = False
+    outline: bool = False
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -47,7 +50,7 @@ class Options:
         for key in given:
             if key not in (known := [field.name for field in fields(cls)]):
                 raise UnknownName("option", key, known)
-        switches = {name: given.get(name, False) for name in ("strict", "densities")}
+        switches = {name: given.get(name, False) for name in ("strict", "densities", "outline")}
         for name, value in switches.items():
             if not isinstance(value, bool):
                 raise PlanError(f"{name} is True or False, not {value!r}")
@@ -124,6 +127,9 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     strict = options.strict and not breaks.is_fragment(gm)
     report = rewrite(gm, options.plan, strict=strict, densities=options.densities, probes=True)
     report.notes += breaks.describe(gm, report, late) + breaks.full_cache()
+    if options.outline:
+        done = outline_blocks(gm)
+        report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
     _emit("vggt_compile_graph_before", "string", before)
     _emit("vggt_compile_graph_after", "string", gm.print_readable(print_output=False))
     _emit("vggt_compile_plan", "json", options.plan.to_json())

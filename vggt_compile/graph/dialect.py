@@ -169,6 +169,23 @@ def fresh(node: Node) -> bool:
     return bool(returns) and inert_source(node) is None and all(back.alias_info is None for back in returns)
 
 
+def owns(node: Node) -> bool:
+    """Whether the value has memory that none of its operands has: by its schema, and as it was traced."""
+    if operation(node) in _CASTS or inert_source(node) is not None:
+        return False
+    if operation(node) == "getitem" and isinstance(value(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
+        return owns(node.args[0])  # type: ignore[arg-type]
+    returns = [back for one in _overloads(node) if not one._schema.is_mutable for back in one._schema.returns]
+    if not returns or any(back.alias_info is not None for back in returns):
+        return False
+    given = {_storage(value(operand)) for operand in node.all_input_nodes}
+    return _storage(value(node)) not in given - {None}
+
+
+def _storage(seen: Any) -> int | None:
+    return seen.untyped_storage()._cdata if isinstance(seen, Tensor) else None
+
+
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "_to_copy"}
 _PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "reshape", "contiguous", "size", "dim"}
 _PYTHONIC |= {"sym_size", "sym_min", "sym_max"}

@@ -1,0 +1,279 @@
+"""Equal blocks call one sub-graph, give the same values, and what differs in anything stays apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from modelutils import images, randomized
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.fx import GraphModule
+
+from vggt_compile import collect_reports, vggt_sparse
+from vggt_compile.backend import Options, vggt_sparse_eager
+from vggt_compile.graph import dialect
+from vggt_compile.graph.outline import outline_blocks
+from vggt_compile.graph.repeats import operations, repeats, sink_results
+from vggt_compile.models import vggt
+from vggt_compile.models.vggt import Aggregator
+from vggt_compile.site import Outcome
+
+
+class Block(nn.Module):
+    def __init__(self, slope: float = 0.1, width: int = 8) -> None:
+        super().__init__()
+        self.slope = slope
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, width), nn.Linear(width, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.leaky_relu(self.up(self.norm(x)), self.slope))
+
+
+class Stack(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Keeping(Stack):
+    """Hands out what its second block and its last one leave, and a view of what its first one does."""
+
+    def forward(self, x: Tensor) -> Any:
+        kept = []
+        for block in self.blocks:
+            x = block(x)
+            kept.append(x)
+        return kept[0].transpose(0, 1), kept[1] * 2, x
+
+
+class Scaled(Stack):
+    """Its second half runs under another autocast."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = super().forward(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def outlined(model: nn.Module | Callable[..., Any], x: Tensor, **given: Any) -> tuple[Any, GraphModule, Outcome]:
+    """What a model gives with its equal blocks outlined, without Inductor; the graph, and what was done."""
+    seen: list[tuple[GraphModule, Outcome]] = []
+
+    def backend(gm: GraphModule, _: Any) -> Any:
+        seen.append((gm, outline_blocks(gm)))
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(model, backend=backend, fullgraph=True, **given)(x)
+    ((gm, done),) = seen
+    return got, gm, done
+
+
+def calls(gm: GraphModule) -> list[int]:
+    """How many calls each sub-graph has."""
+    names = [node.args[1] for node in operations(gm.graph) if "invoke_subgraph" in str(node.target)]
+    return sorted(names.count(name) for name in set(names))
+
+
+def same(got: Any, want: Any) -> bool:
+    got, want = ([x] if isinstance(x, Tensor) else list(x) for x in (got, want))
+    return all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+def noise() -> Tensor:
+    return torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_equal_blocks_call_one_sub_graph_and_give_the_same_bits() -> None:
+    model = Stack(*(Block() for _ in range(6)))
+    got, gm, done = outlined(model, noise())
+    assert same(got, model(noise()))
+    assert len([node for node in operations(gm.graph) if node.name.startswith("linear")]) == 2
+    assert (calls(gm), done.count, done.left) == ([5], 4, {})  # from just after a linear map to just after one
+
+
+@pytest.mark.parametrize("other", [Block(slope=0.2), Block(width=16)])
+@torch.no_grad()
+def test_blocks_that_differ_in_a_constant_or_a_shape_stay_apart(other: Block) -> None:
+    model = Stack(Block(), Block(), Block(), other, Block(), Block(), Block())
+    got, gm, _ = outlined(model, noise())
+    assert same(got, model(noise()))
+    assert sum(calls(gm)) >= 4
+    for sub in gm.children():
+        maps = {dialect.value(node).shape[-1] for node in operations(sub.graph) if node.name.startswith("linear")}
+        slopes = {node.args[1] for node in operations(sub.graph) if node.name.startswith("leaky_relu")}
+        assert (maps, slopes) == ({8}, {0.1})
+
+
+@torch.no_grad()
+def test_what_several_blocks_give_to_others_is_an_output_of_all() -> None:
+    model = Keeping(*(Block() for _ in range(5)))
+    got, gm, _ = outlined(model, noise())
+    assert same(got, model(noise()))
+    assert max(calls(gm)) >= 3
+
+
+@torch.no_grad()
+def test_blocks_under_another_autocast_stay_apart() -> None:
+    model = Scaled(*(Block() for _ in range(3)))
+    got, gm, _ = outlined(model, noise())
+    assert same(got, model(noise()))
+    assert max(calls(gm)) <= 3
+
+
+def dropping(x: Tensor) -> Tensor:
+    weight = torch.eye(8)
+    for _ in range(4):
+        x = F.dropout(F.linear(x, weight), 0.5)
+    return x
+
+
+def written(x: Tensor) -> Tensor:
+    weight = torch.eye(8)
+    for _ in range(4):
+        x = F.linear(x, weight)
+        x += 1
+    return x
+
+
+@pytest.mark.parametrize("function", [dropping, written])
+def test_what_draws_at_random_or_writes_is_left_alone(function: Callable[[Tensor], Tensor]) -> None:
+    _, gm, done = outlined(function, noise())
+    assert (calls(gm), done.count) == ([], 0)
+
+
+def test_switched_off_it_leaves_the_graph_as_it_is() -> None:
+    for setting in ({"disabled_passes": "outline_blocks"}, {"disabled_passes": "regions"}, {"cpp_wrapper": True}):
+        with torch._inductor.config.patch(setting):
+            _, gm, done = outlined(Stack(Block(), Block(), Block()), noise())
+        assert calls(gm) == []
+        assert list(done.left) == [""]
+
+
+def test_more_symbols_than_the_number_of_frames_are_refused() -> None:
+    done: list[Outcome] = []
+
+    def backend(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        done.append(outline_blocks(gm))
+        return gm.forward
+
+    torch._dynamo.reset()
+    x = torch.randn(3, 5, 8)
+    torch._dynamo.mark_dynamic(x, 0)
+    torch._dynamo.mark_dynamic(x, 1)
+    with torch.no_grad():
+        torch.compile(Stack(*(Block() for _ in range(4))), backend=backend)(x)
+    assert (done[0].count, done[0].left) == (0, {"": "more than the number of frames is symbolic"})
+
+
+def test_where_gradients_are_asked_for_it_leaves_the_graph_as_it_is() -> None:
+    done: list[Outcome] = []
+
+    def backend(gm: GraphModule, _: Any) -> Any:
+        done.append(outline_blocks(gm))
+        return gm.forward
+
+    torch._dynamo.reset()
+    torch.compile(Stack(Block(), Block()), backend=backend)(noise())
+    assert done[0].left == {"": "gradients are asked for"}
+
+
+def framed(frames: int) -> Tensor:
+    """Images of which only the number is dynamic."""
+    x = images(1, frames, 3, 56, 56)
+    torch._dynamo.mark_dynamic(x, 1)
+    return x
+
+
+def trunk(depth: int = 4) -> Aggregator:
+    return randomized(vggt("tiny", depth=depth, encoder="conv", outputs=("camera",))).aggregator
+
+
+def test_a_result_that_only_heads_read_does_not_tell_blocks_apart() -> None:
+    model = vggt("tiny", depth=6, encoder="conv", outputs=("depth",)).eval()
+
+    def backend(gm: GraphModule, _: Any) -> Any:
+        for step in (lambda graph: None, sink_results):
+            step(gm.graph)
+            found.append(sum((len(spans) - 1) * (spans[0][1] - spans[0][0]) for spans in repeats(gm.graph)))
+        return gm.forward
+
+    found: list[int] = []
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(images(1, 3, 3, 56, 56))
+    assert found[1] > found[0]  # operations spared
+
+
+@pytest.mark.parametrize("plan", ["dense", "g2f", "fastvggt", "faster_vggt-50"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_plan_gives_the_same_bits_for_every_number_of_frames(plan: str, autocast: bool) -> None:
+    model, results = trunk(), []
+    for outline in (False, True):
+        torch._dynamo.reset()
+        run = torch.compile(model, backend=vggt_sparse_eager, options={"plan": plan, "outline": outline})
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast), collect_reports() as reports:
+            results.append([run(framed(frames))[3] for frames in (5, 7, 3)])
+        assert len(reports) == 1
+    assert same(*results)
+    (region,) = (one for one in reports[0].regions if one.name == "outline_blocks")
+    assert region.count >= 1
+
+
+@pytest.mark.slow
+def test_inductor_compiles_it_for_every_number_of_frames_and_caches_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model, seen = trunk(3), []
+    for _ in range(2):
+        torch._dynamo.reset()
+        counters.clear()
+        run = torch.compile(model, backend=vggt_sparse, options={"plan": "dense", "outline": True})
+        with torch.no_grad(), collect_reports() as reports:
+            for frames in (5, 7):
+                x = framed(frames)
+                torch.testing.assert_close(run(x)[2], model(x)[2], rtol=1e-4, atol=1e-4)
+        seen.append((counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["autograd_cache_miss"]))
+        assert len(reports) == 1
+    assert seen == [(0, 1), (1, 0)]
+
+
+def test_it_is_off_unless_asked_for() -> None:
+    assert not Options.read({}).outline
+    assert Options.read({"outline": True}).outline
+
+
+def test_a_method_that_only_python_knows_is_no_operator_of_aten() -> None:
+    """torch 2.11 writes `x == 0` of a symbolic trace as a method; `aten.__eq__` compares namespaces."""
+    graph = torch.fx.Graph()
+    node = graph.call_method("__eq__", (graph.placeholder("x"), 0))
+    assert not dialect.pure(node)
+
+
+@pytest.mark.parametrize(
+    ("function", "own"),
+    [
+        (lambda x: x.transpose(0, 1), False),
+        (lambda x: x.to(torch.float32), False),
+        (lambda x: x.unbind(0)[1], False),
+        (lambda x: x.max(0)[1], True),
+        (lambda x: F.linear(x, torch.eye(8)), True),
+        (lambda x: x + 1, True),
+    ],
+)
+def test_views_and_what_may_be_one_have_no_memory_of_their_own(function: Callable[[Tensor], Tensor], own: bool) -> None:
+    _, gm, _ = outlined(function, noise())
+    (result,) = gm.graph.output_node().args[0]  # type: ignore[misc, union-attr]
+    assert dialect.owns(result) == own  # type: ignore[arg-type]

@@ -1,0 +1,161 @@
+"""Runs of consecutive operations that compute the same from different operands: the blocks of a transformer.
+
+Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes and autocast, and
+read each other's values alike. A run starts and ends just after a linear map: what crosses its border then lies in
+memory anyway, so no fusion is lost there. What is consecutive in the order of a graph is convex.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from vggt_compile.graph import dialect
+from vggt_compile.graph.dialect import value
+
+Span = tuple[int, int]
+"""First and past the last of a run of operations."""
+
+MAPS = 12
+"""A run holds at most so many linear maps: three blocks of a transformer."""
+
+
+def operations(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op in ("call_function", "call_method")]
+
+
+def symbols(graph: Graph) -> list[Node]:
+    """Inputs of the graph that are sizes."""
+    return [node for node in graph.nodes if node.op == "placeholder" and isinstance(value(node), torch.SymInt)]
+
+
+def sink_results(graph: Graph) -> None:
+    """Move what is computed from a block's values, and read far below only, to where it is read.
+
+    A model keeps what some of its layers have computed for its heads; between the blocks that would tell them apart.
+    """
+    made: set[Node] = set()
+    for node in graph.nodes:
+        if _linear(node) or not made.isdisjoint(node.all_input_nodes):
+            made.add(node)
+    for node in reversed(operations(graph)):
+        if node not in made or not node.users or not _movable(node):
+            continue
+        place, passed = node.next, 0
+        while place not in node.users and (place.op == "get_attr" or _movable(place)):
+            passed += _linear(place)
+            place = place.next
+        if passed >= MAPS // 3:
+            place.prepend(node)
+
+
+def repeats(graph: Graph) -> list[list[Span]]:
+    """Classes of equal runs of a graph's operations that do not overlap, those first that spare the most operations."""
+    return _Repeats(graph).classes()
+
+
+class _Repeats:
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = operations(graph)
+        self.place = {node: index for index, node in enumerate(self.nodes)}
+        self.sizes = {node: index for index, node in enumerate(symbols(graph))}
+        around = dialect.autocasts(graph)
+        known: dict[Hashable, int] = {}
+        labels = [(node.op, node.target, form(value(node)), around[node]) for node in self.nodes]
+        self.labels = [known.setdefault(label, len(known)) for label in labels]
+
+    def classes(self) -> list[list[Span]]:
+        groups, taken, found = self._equal(), [False] * len(self.nodes), []
+        while groups:
+            free = (_apart(spans, taken) for spans in groups.values())
+            best = max(free, key=_spared, default=[])
+            if len(best) < 2:
+                break
+            found.append(best)
+            for start, end in best:
+                taken[start:end] = [True] * (end - start)
+        return found
+
+    def _equal(self) -> dict[Hashable, list[Span]]:
+        """All equal runs, overlapping ones too: first by what the operations are, then by what they read."""
+        alike: dict[Hashable, list[Span]] = defaultdict(list)
+        for start, end in self._candidates():
+            alike[tuple(self.labels[start:end])].append((start, end))
+        equal: dict[Hashable, list[Span]] = defaultdict(list)
+        for number, spans in enumerate(alike.values()):
+            if len(spans) > 1:
+                for span in spans:
+                    equal[number, self._reads(*span)].append(span)
+        return {key: spans for key, spans in equal.items() if len(spans) > 1}
+
+    def _candidates(self) -> Iterable[Span]:
+        barred = [index for index, node in enumerate(self.nodes) if not _movable(node)]
+        cuts = [index + 1 for index, node in enumerate(self.nodes) if _linear(node)]
+        for number, start in enumerate(cuts):
+            bar = next((index for index in barred if index >= start), len(self.nodes))
+            yield from ((start, end) for end in cuts[number + 1 : number + 1 + MAPS] if end <= bar)
+
+    def _reads(self, start: int, end: int) -> Hashable:
+        """All arguments of a run: its own values by their place, others by form and the order in which they are met."""
+        met: dict[Node, int] = {}
+
+        def key(given: Any) -> Hashable:
+            if isinstance(given, Node):
+                place = self.place.get(given, -1)
+                if start <= place < end:
+                    return "own", place - start
+                if given in self.sizes:
+                    return "size", self.sizes[given]
+                return "other", met.setdefault(given, len(met)), form(value(given))
+            if isinstance(given, (tuple, list)):
+                return tuple(map(key, given))
+            if isinstance(given, dict):
+                return tuple((name, key(entry)) for name, entry in given.items())
+            if isinstance(given, slice):
+                return "slice", key((given.start, given.stop, given.step))
+            return type(given), repr(given)
+
+        return tuple(key((node.args, node.kwargs)) for node in self.nodes[start:end])
+
+
+def form(seen: Any) -> Hashable:
+    """All that code for a value depends on: shape, strides, dtype and device of a tensor."""
+    if isinstance(seen, Tensor):
+        return _exact(seen.shape), _exact(seen.stride()), seen.dtype, seen.device, seen.requires_grad
+    if isinstance(seen, (tuple, list)):
+        return tuple(map(form, seen))
+    return type(seen), _exact((seen,)) if isinstance(seen, torch.SymInt) else repr(seen)
+
+
+def _exact(sizes: Iterable[Any]) -> Hashable:
+    return tuple(size.node.expr if isinstance(size, torch.SymInt) else size for size in sizes)
+
+
+def _linear(node: Node) -> bool:
+    return dialect.operation(node) == "linear"
+
+
+def _movable(node: Node) -> bool:
+    """Whether the node may be computed elsewhere: it changes nothing, and draws nothing at random."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    attention = dialect.attention_call(node)
+    return dialect.pure(node) if attention is None else attention.dropout == 0
+
+
+def _apart(spans: Sequence[Span], taken: Sequence[bool]) -> list[Span]:
+    """Those that neither overlap each other nor what is taken."""
+    found: list[Span] = []
+    for start, end in spans:
+        if (not found or start >= found[-1][1]) and not any(taken[start:end]):
+            found.append((start, end))
+    return found
+
+
+def _spared(spans: Sequence[Span]) -> int:
+    return (len(spans) - 1) * (spans[0][1] - spans[0][0]) if spans else 0
