@@ -14,12 +14,10 @@ from torch.fx import Node
 from vggt_compile.graph.dialect import projection_input, value
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.symbols import ceildiv, equal, least, minus, portion, size_of, times
-from vggt_compile.ops import match_tokens as _match
-from vggt_compile.ops import token_groups as _groups  # noqa: F401  # registers operators
+from vggt_compile.ops import match_tokens, token_groups  # noqa: F401  # register operators
 from vggt_compile.ops.sizes import ratio as fraction
 from vggt_compile.site import AttentionState, Site, Size, Skip, TokenLayout
 
-del _match
 ops = torch.ops.vggt_compile
 
 

@@ -79,6 +79,7 @@ def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):
     assert read(tmp_path, "cold", Settings("")) == []
     (tmp_path / "warm.mine.8.jsonl").write_text(json.dumps({"job": "mine.8"}) + "\n")
     assert [row["job"] for row in read(tmp_path, "warm", Settings("", plans={"mine": {}}))] == [*order, "mine.8"]
+    assert [row["job"] for row in read(tmp_path, "warm", Settings(""))] == [*order, "mine.8"]  # of a run before this
 
 
 def test_passes_can_be_switched_off_in_a_variant(tmp_path):

@@ -146,8 +146,8 @@ def write(settings: Settings, work: Path, out: Path, name: str = "model") -> str
 
 def read(work: Path, phase: str, settings: Settings) -> list[dict[str, Any]]:
     found = {file.stem.split(".")[1] for file in work.glob(f"{phase}.*.jsonl")}
-    order = (*all_variants(), *settings.plans)
-    names = sorted(found, key=lambda name: (order.index(split_variant(name)[0]), name))
+    order = dict.fromkeys((*all_variants(), *settings.plans, *sorted(split_variant(name)[0] for name in found)))
+    names = sorted(found, key=lambda name: (list(order).index(split_variant(name)[0]), name))
     files = [file for name in names for file in sorted(work.glob(f"{phase}.{name}.*.jsonl"), key=_first_count)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 

@@ -6,6 +6,7 @@ Attention over all frames is told from attention inside frames by the shape of i
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -25,11 +26,11 @@ GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|cublas", re.IGNORECASE)
 
 
 class Kernel(NamedTuple):
-    """One kernel on the GPU.
+    """A kernel on the GPU.
 
     Attributes:
         name: of the kernel.
-        milliseconds: how long it ran.
+        milliseconds: how long it ran, once or in all.
         operator: that launched it, "" where the profiler knows none.
         queries: length of the sequences of an attention, None where it is none.
     """
@@ -59,7 +60,7 @@ def milliseconds(kernels: Iterable[Kernel], per_frame: int) -> dict[str, float]:
 
 
 def profiled(call: Callable[[], Any]) -> list[Kernel]:
-    """Every kernel of one call, each once."""
+    """The kernels of one call, none counted twice."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         call()
@@ -68,7 +69,7 @@ def profiled(call: Callable[[], Any]) -> list[Kernel]:
 
 
 def kernels_of(events: Iterable[Any]) -> list[Kernel]:
-    """Kernels of a profile: those that an attention launched with its queries' length, all others by their names.
+    """Kernels of a profile: those that an attention launched with its queries' length, the time of all others by name.
 
     A profile lists each kernel for itself, and once more with the operator that launched it.
     """
@@ -79,9 +80,13 @@ def kernels_of(events: Iterable[Any]) -> list[Kernel]:
         if ATTENTION.search(event.name)
         for kernel in event.kernels
     ]
-    names = {kernel.name for kernel in launched}
-    alone = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    return launched + [Kernel(e.name, e.device_time_total / 1e3) for e in alone if e.name not in names]
+    left: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            left[event.name] += event.device_time_total / 1e3
+    for kernel in launched:
+        left[kernel.name] -= kernel.milliseconds
+    return launched + [Kernel(name, max(0.0, spent)) for name, spent in left.items()]
 
 
 def _queries(shapes: Any) -> int | None:
