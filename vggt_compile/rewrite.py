@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._inductor.config
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -21,6 +20,7 @@ from vggt_compile.errors import NotRewritten
 from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor, verify
 from vggt_compile.graph.layout import find_sites
+from vggt_compile.graph.switches import DISABLED, disabled_passes
 from vggt_compile.graph.symbols import Symbols, hint, size_of, times
 from vggt_compile.observe import Observers
 from vggt_compile.ops import attention, density  # noqa: F401  # what a state is lowered to where PyTorch's cannot do it
@@ -145,10 +145,10 @@ class _GraphRewrite:
             self.gm.recompile()
 
     def _act_on_regions(self) -> None:
-        off = _disabled_names()
+        off = disabled_passes()
         for entry in registry.regions():
             if off & entry.aliases:
-                done = Outcome(left={"": _DISABLED})
+                done = Outcome(left={"": DISABLED})
             else:
                 done = entry.run(self.gm.graph, self.lowered, self.edit)
             log.debug("%s: %s", entry.name, done)
@@ -325,19 +325,12 @@ def _implementation(state: AttentionState) -> str:
 
 def _without_disabled(policy: Policy) -> tuple[Policy, str | None]:
     """The policy without the methods that Inductor's user switched off, and a reason where that took something away."""
-    names = _disabled_names()
+    names = disabled_passes()
     off = [axis for axis, setting in policy.settings() if names & registry.find_method(axis, setting.method).aliases]
     if not off:
         return policy, None
-    reason = f"{', '.join(off)} {_DISABLED}"
+    reason = f"{', '.join(off)} {DISABLED}"
     return replace(policy, **dict.fromkeys(off)), reason
-
-
-def _disabled_names() -> set[str]:
-    return {name.strip().lower() for name in torch._inductor.config.disabled_passes.split(",")}
-
-
-_DISABLED = "disabled by torch._inductor.config.disabled_passes"
 
 
 def _refused_row(node: Node, reason: str) -> Row:

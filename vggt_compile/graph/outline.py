@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from vggt_compile.graph import dialect
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.repeats import operations, repeats, sink_results, symbols
+from vggt_compile.graph.switches import DISABLED, disabled_passes
 from vggt_compile.site import Outcome
 
 NAMES = {"outline_blocks", "regions"}
@@ -45,9 +46,8 @@ def outline_blocks(gm: GraphModule) -> Outcome:
 
 
 def _refusal(gm: GraphModule) -> str | None:
-    off = {name.strip().lower() for name in torch._inductor.config.disabled_passes.split(",")}
-    if off & NAMES:
-        return "disabled by torch._inductor.config.disabled_passes"
+    if disabled_passes() & NAMES:
+        return DISABLED
     if torch._inductor.config.cpp_wrapper:
         return "Inductor's C++ wrapper calls no sub-graphs"
     seen = [value(node) for node in gm.graph.nodes if node.op == "placeholder"]

@@ -64,8 +64,7 @@ def window_patches(
     [(⌈F/every⌉ − first_frame)·lines(rows, stride[0], kept[0])·lines(columns, stride[1], kept[1])].
     """
     special_ones, first, stands = _roles(x, special, rows, columns, stride, kept, every, first_frame, shifted)
-    frames = cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
-    count = frames * lines(rows, stride[0], kept[0]) * lines(columns, stride[1], kept[1])
+    count = _count(x, special, rows, columns, stride, kept, every, first_frame)
     return (stands & ~special_ones & ~first).argsort(descending=True, stable=True)[:count]
 
 
@@ -81,9 +80,23 @@ def _indices(
     first_frame: bool = False,
     shifted: bool = False,
 ) -> Tensor:
+    count = _count(x, special, rows, columns, stride, kept, every, first_frame)
+    return x.new_empty(count, dtype=torch.int64)
+
+
+def _count(
+    x: Tensor,
+    special: int,
+    rows: int,
+    columns: int,
+    stride: Sequence[int],
+    kept: Sequence[int],
+    every: int,
+    first_frame: bool,
+) -> int:
+    """How many tokens stand for windows."""
     frames = cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
-    each = lines(rows, stride[0], kept[0]) * lines(columns, stride[1], kept[1])
-    return x.new_empty(frames * each, dtype=torch.int64)
+    return frames * lines(rows, stride[0], kept[0]) * lines(columns, stride[1], kept[1])
 
 
 def lines(count: int, stride: int, kept: int) -> int:
