@@ -3,78 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import alternating
-import blocks_oracle as oracle
 import pytest
 import torch
-import torch.nn.functional as F
 from alternating import Spec, build
 from axes import BareTrunk, attention_over_frames, by_hand, wide_queries
+from blocks_model import BLOCKS, SPEC, confined, plan, scene
 from harness import Capture, exported, nodes, run
 from modelutils import images as pictures
 from modelutils import randomized, worst
 from numerics import assert_as_accurate
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
-from torch.fx import GraphModule
 
-from vggt_compile import collect_reports, explain, registry, vggt_sparse
+from vggt_compile import collect_reports, explain, vggt_sparse
 from vggt_compile.errors import NotRewritten, PlanError
-from vggt_compile.graph.hilbert import hilbert_order
 from vggt_compile.models import pi3, vggt
 from vggt_compile.ops.random_blocks import random_blocks
 from vggt_compile.ops.select_blocks import select_blocks
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import recipes
-from vggt_compile.report import Report
-from vggt_compile.site import Skip
 from vggt_compile.sources import _files
-
-SPEC = Spec(head_dim=16)
-BLOCKS = {"q_block": 32, "k_block": 16}
-
-
-def plan(method: str = "predict", layers: str = "*", **parameters: Any) -> dict:
-    return {"layers": {layers: {"blocks": {"method": method, **BLOCKS, **parameters}}}}
-
-
-def scene(batch: int = 1, frames: int = 4, grid: tuple[int, int] = (5, 7), seed: int = 0) -> Tensor:
-    return alternating.images(SPEC, batch, frames, grid, seed)
-
-
-Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def confined(
-    frames: int, special: int, choose: Choose, first_frame: bool = False, walk: Sequence[int] | None = None
-) -> Callable:
-    """Attention under a mask [queries, keys] in the model's own token order: block lists, spread out pair by pair.
-
-    Blocks are runs of patches row by row, or along a `walk` through each frame.
-    """
-
-    def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        tokens = q.shape[-2]
-        place = torch.arange(tokens)
-        inside = place % (tokens // frames)
-        patches = place[inside >= special].view(frames, -1)
-        patches = patches if walk is None else patches[:, list(walk)]
-        patches, listed = patches.flatten(), patches[int(first_frame) :].flatten()
-        index, count = choose(q[:, :, patches], k[:, :, listed])
-        blocks = oracle.mask(index, count, -(-len(listed) // BLOCKS["k_block"]))
-        pairs = blocks.repeat_interleave(BLOCKS["q_block"], 2).repeat_interleave(BLOCKS["k_block"], 3)
-        allowed = torch.ones(*q.shape[:2], tokens, tokens, dtype=torch.bool)
-        allowed[:, :, patches[:, None], listed] = pairs[:, :, : len(patches), : len(listed)]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-
-    return core
-
 
 SETTINGS: list[dict[str, Any]] = [
     {"keep": 0.25},
@@ -209,170 +163,6 @@ def test_the_order_of_frames_does_not_matter_where_all_is_kept() -> None:
 
 # The order of patches
 
-
-def constants(gm: GraphModule) -> list[str]:
-    return [name for name in vars(gm) if name.startswith("_vggt_compile")]
-
-
-@pytest.mark.parametrize("setting", [{"keep": 0.25}, {"keep": 0.1, "cdf": 0.6, "keep_first_frame": True}])
-@pytest.mark.parametrize(("special", "grid"), [(5, (5, 7)), (0, (8, 8)), (1, (1, 30))])
-def test_blocks_along_a_walk_are_a_mask(setting: dict, special: int, grid: tuple[int, int]) -> None:
-    spec = Spec(head_dim=16, special=special)
-    model, x = build(spec), alternating.images(spec, 2, 4, grid)
-    out = run(model, x, capture=(capture := Capture(plan=plan(order="hilbert", **setting), strict=True)))
-    assert capture.report.rewritten[0].axes["blocks"]["order"] == "hilbert"
-    given = {name: value for name, value in setting.items() if name != "keep_first_frame"}
-    choose = functools.partial(select_blocks, **given, **BLOCKS)
-    hand = confined(4, special, choose, "keep_first_frame" in setting, hilbert_order(*grid))
-    torch.testing.assert_close(out, by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
-    assert sum("get_attr" in line for line in nodes(capture.graphs[0]).splitlines()) == 2
-    assert len(constants(capture.graphs[0])) == 2  # the walk and the way back, for all layers
-
-
-def test_all_blocks_along_a_walk_are_the_dense_attention() -> None:
-    model, x = build(SPEC), scene(2)
-    out = run(model, x, capture=Capture(plan=plan(order="hilbert", keep=1.0), strict=True))
-    with torch.no_grad():
-        torch.testing.assert_close(out, model(x), rtol=1e-4, atol=1e-5)
-
-
-def test_a_walk_keeps_frames_symbolic_and_needs_a_grid_of_numbers() -> None:
-    model, capture = build(SPEC), Capture(plan=plan(order="hilbert"))
-    hand = functools.partial(confined, special=5, choose=functools.partial(select_blocks, keep=0.25, **BLOCKS))
-    for frames in (3, 6):
-        x = scene(frames=frames)
-        torch._dynamo.mark_dynamic(x, 1)
-        out = run(model, x, capture=capture, dynamic=None)
-        want = by_hand(model, x, hand(frames, walk=hilbert_order(5, 7)))
-        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
-    assert len(capture.reports) == 1
-    torch._dynamo.reset()
-    run(model, scene(), capture=(symbolic := Capture(plan=plan(order="hilbert"))), dynamic=True)
-    reasons = [row.reason or "" for row in symbolic.report.global_rows]
-    assert all("the rows and columns of its patches are symbols; keep image sizes static" in why for why in reasons)
-    assert nodes(symbolic.graphs[0]) == symbolic.before[0]
-
-
-def test_a_walk_needs_to_know_the_grid() -> None:
-    """A family tells the special tokens, but the patch embedding is in another graph."""
-
-    capture = Capture(plan=plan(order="hilbert"))
-    run(BareTrunk(SPEC, "vggt"), torch.randn(2, 3, 9, 32), capture=capture)
-    reason = "the rows and columns of its patches are unknown, which order='hilbert' walks through"
-    assert [row.reason for row in capture.report.global_rows] == [reason] * 2
-
-
-def test_exported_graphs_carry_the_walk_with_them(tmp_path: Any) -> None:
-    model, x = build(SPEC), scene(2)
-    gm, report = exported(model, x, plan(order="hilbert"))
-    assert len(report.rewritten) == 2
-    want = gm(x)
-    torch.export.save(torch.export.export(gm, (x,)), tmp_path / "walk.pt2")
-    assert torch.equal(torch.export.load(tmp_path / "walk.pt2").module()(x), want)
-    hand = confined(4, 5, functools.partial(select_blocks, keep=0.25, **BLOCKS), walk=hilbert_order(5, 7))
-    torch.testing.assert_close(want, by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
-
-
-def test_a_walk_that_is_refused_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict_and_refuse(site: Any, state: Any, edit: Any, **parameters: Any) -> Skip:
-        predict = registry.find_method("blocks", "predict").run
-        assert not isinstance(predict(site, state, edit, order="hilbert", refresh=2, **parameters), Skip)
-        return Skip("on second thoughts")
-
-    entry = registry.Method("blocks", "refuse", predict_and_refuse)
-    registry.methods()
-    monkeypatch.setitem(registry._methods, ("blocks", "refuse"), entry)
-    capture = Capture(plan={"layers": {"0": {"blocks": "refuse"}, "1": {"blocks": {"method": "predict", **BLOCKS}}}})
-    model, x = build(SPEC), scene()
-    out = run(model, x, capture=capture)
-    assert constants(capture.graphs[0]) == []
-    assert [row.reason for row in capture.report.global_rows] == ["on second thoughts", None]
-    torch._dynamo.reset()
-    assert torch.equal(out, run(model, x, capture=Capture(plan=plan(layers="1"))))
-
-
-# One choice for several layers
-
-
-def choosers(report: Report) -> list[int | None]:
-    """For each global layer, the layer that chose its blocks; None where it is dense."""
-    found = []
-    for row in report.global_rows:
-        setting = row.axes.get("blocks")
-        found.append(setting and setting.get("chosen_at", row.layer))
-    return found
-
-
-KEEP = {"method": "predict", **BLOCKS, "keep": 0.25, "refresh": 3}
-SHARED: list[tuple[dict, list]] = [
-    ({"*": KEEP}, [0, 0, 0, 3, 3, 3, 6]),
-    ({"*": {**KEEP, "refresh": 1}}, [0, 1, 2, 3, 4, 5, 6]),
-    ({"*": {**KEEP, "refresh": 100}}, [0] * 7),
-    ({"0-1": KEEP, "3-6": KEEP}, [0, 0, None, 3, 3, 3, 6]),
-    ({"0-1": KEEP, "2-6": {**KEEP, "keep": 0.5}}, [0, 0, 2, 2, 2, 5, 5]),
-    ({"0-1": KEEP, "2": {**KEEP, "order": "hilbert"}, "3-6": KEEP}, [0, 0, 2, 3, 3, 3, 6]),
-    ({"0": KEEP, "1": {"method": "random", **BLOCKS}, "2-6": KEEP}, [0, 1, 2, 2, 2, 5, 5]),
-    ({"1,3,5": KEEP}, [None, 1, None, 3, None, 5, None]),
-]
-
-
-@pytest.mark.parametrize(("layers", "expected"), SHARED)
-def test_a_choice_serves_so_many_layers_in_a_row(layers: dict, expected: list) -> None:
-    model, x = build(Spec(head_dim=16, pairs=7)), scene()
-    capture = Capture(plan={"layers": {name: {"blocks": setting} for name, setting in layers.items()}}, strict=True)
-    run(model, x, capture=capture)
-    assert choosers(capture.report) == expected
-    choices = sum(layer == index for index, layer in enumerate(expected))
-    assert nodes(capture.graphs[0]).count("vggt_compile.select_blocks") + ("random" in str(layers)) == choices
-    assert capture.graphs[0].graph.eliminate_dead_code() is False
-
-
-def test_a_shared_choice_is_that_of_the_layer_that_chose() -> None:
-    model, x, lists = build(Spec(head_dim=16, pairs=5)), scene(2), []
-
-    def choose(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if calls[0] % 2 == 0:
-            lists.append(select_blocks(q, k, 0.25, **BLOCKS))
-        calls[0] += 1
-        return lists[-1]
-
-    calls = [0]
-    out = run(model, x, capture=(capture := Capture(plan=plan(refresh=2), strict=True)))
-    want = by_hand(model, x, confined(4, 5, choose))
-    assert choosers(capture.report) == [0, 0, 2, 2, 4]
-    assert "refresh=2, chosen_at=2" in capture.report.table()
-    torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
-    torch._dynamo.reset()
-    assert not torch.allclose(out, run(model, x, capture=Capture(plan=plan())), rtol=1e-3, atol=1e-4)
-
-
-def test_layers_of_other_sizes_choose_anew() -> None:
-    def more_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
-
-    spec = Spec(head_dim=16, pairs=5, cores={1: more_heads, 2: more_heads, 4: alternating.scaled})
-    capture = Capture(plan=plan(refresh=100), strict=True)
-    run(build(spec), scene(), capture=capture)
-    assert choosers(capture.report) == [0, 1, 1, 3, 4]
-
-
-def test_a_second_run_of_the_model_in_one_graph_chooses_anew() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = build(SPEC)
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            return self.model(images), self.model(images.flip(1))
-
-    capture = Capture(plan=plan(refresh=100), strict=True)
-    run(Twice(), scene(), capture=capture)
-    assert [row.layer for row in capture.report.global_rows] == [0, 1, 0, 1]
-    assert nodes(capture.graphs[0]).count("vggt_compile.select_blocks") == 2
-
-
-# Errors and refusals
 
 ERRORS = [
     ({"method": "predict", "keep": 1.5}, "'keep' of method 'predict' of axis 'blocks' must lie in 0 … 1, not 1.5"),

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from alternating import Spec, build
+from axes import by_hand
+from blocks_model import BLOCKS, confined, plan, scene
 from harness import Capture, run
-from test_blocks_pass import BLOCKS, by_hand, confined, plan, scene
 
 from vggt_compile import explain
 from vggt_compile.ops.select_blocks import select_blocks
