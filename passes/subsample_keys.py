@@ -3,7 +3,7 @@
 AVGGT (arXiv 2512.02541, "SGA") finds that one patch of a small window is enough to match against in late global layers.
 What is dropped leaves two traces there, under the one softmax: each query reads the key of its own token in any case,
 and one more key and value are the means of all dropped ones. Spark3R (arXiv 2605.06270) drops the patches of whole
-frames, RegimeVGGT (arXiv 2606.18439) lets the kept place move from frame to frame.
+frames, the more the longer the sequence is, RegimeVGGT (arXiv 2606.18439) lets the kept place move from frame to frame.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.symbols import times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.passes.windows import Windows, of_cells, of_model
-from vggt_compile.registry import Stride, method
+from vggt_compile.registry import Limit, Stride, method
 from vggt_compile.site import AttentionState, OwnKeys, Site, Skip, Taken
 
 
@@ -33,16 +33,20 @@ def subsample_keys(
     kept: tuple[Stride, Stride] = (1, 1),
     phase: Literal["fixed", "shifted"] = "fixed",
     frames: Stride = 1,
+    most_frames: Limit = 0,
     keep_first_frame: bool = False,
     own_key: bool = False,
     mean_key: Literal["none", "one", "count"] = "none",
 ) -> AttentionState | Skip:
-    """Queries read special tokens, and one patch of each window of `stride` patches, in every n-th of `frames`."""
+    """Queries read special tokens, and one patch of each window of `stride` patches, in every n-th of `frames`.
+
+    The distance of frames grows where more than `most_frames` would keep patches; 0 sets no limit.
+    """
     refusal = _refusal(site, state, keep_first_frame, own_key, mean_key != "none")
     if refusal is not None:
         return Skip(refusal)
     place = of_cells(state) if state.merged is not None and state.merged.keys is not None else of_model(site)
-    grid = Windows(edit, place, stride, kept, frames, keep_first_frame, phase == "shifted")
+    grid = Windows(edit, place, stride, kept, frames, most_frames, keep_first_frame, phase == "shifted")
     k, v = (edit.cast(x, site.dtype) for x in (state.k, state.v))  # before they are copied
     own, weight, means = None, None, None
     if grid.dropped != 0 and (own_key or mean_key != "none"):
@@ -61,6 +65,7 @@ def subsample_keys(
     shown |= {"kept": list(kept)} if kept != (1, 1) else {}
     shown |= {"phase": phase} if phase != "fixed" else {}
     shown |= {"frames": frames} if frames != 1 else {}
+    shown |= {"most_frames": most_frames} if most_frames else {}
     shown |= {"keep_first_frame": True} if keep_first_frame else {}
     shown |= {"own_key": True} if own_key else {}
     shown |= {"mean_key": mean_key} if mean_key != "none" else {}

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.parts import reshaped
-from vggt_compile.graph.symbols import ceildiv, floordiv, least, minus, times
+from vggt_compile.graph.symbols import ceildiv, floordiv, greatest, least, minus, simplify, times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.site import AttentionState, PatchKeys, Site, Size
 
@@ -65,6 +65,7 @@ class Windows:
         windows: the other keys, those of each window of patches.
         count: how many these are.
         dropped: patches without a key.
+        every: distance of the frames that keep patches; a symbol where it depends on how many frames there are.
     """
 
     def __init__(
@@ -73,20 +74,22 @@ class Windows:
         place: Place,
         stride: tuple[int, int],
         kept: tuple[int, int],
-        every: int,
+        frames: int,
+        most_frames: int,
         first_frame: bool,
         shifted: bool,
     ) -> None:
-        self.edit, self.place, self.stride, self.every, self.shifted = edit, place, stride, every, shifted
+        self.edit, self.place, self.stride, self.frames, self.shifted = edit, place, stride, frames, shifted
+        self.every = greatest(frames, ceildiv(place.frames, most_frames)) if most_frames else frames
         self.kept = (min(kept[0], stride[0]), min(kept[1], stride[1]))
         self.first_frame = first_frame and place.from_first
         each = times(*place.grid)
         others = minus(place.keys, times(place.frames, each))
         self.first = others + (each if self.first_frame else 0)
         rows, columns = map(_lines, place.grid, stride, self.kept)
-        frames = ceildiv(place.frames, every) - int(self.first_frame)
-        self.windows = PatchKeys(frames, (rows, columns), place.from_first and not first_frame)
-        self.count = times(frames, rows, columns)
+        turns = simplify(ceildiv(place.frames, self.every) - int(self.first_frame))
+        self.windows = PatchKeys(turns, (rows, columns), place.from_first and not first_frame)
+        self.count = times(turns, rows, columns)
         self.dropped = minus(place.keys, self.first + self.count)
 
     def dropped_keys(self, x: Node) -> Node:
@@ -99,7 +102,7 @@ class Windows:
 
     def surely_drops(self) -> bool:
         """Whether some patch is dropped whatever values the sizes take."""
-        more, steps = self.edit.symbols.surely_more, (self.every, *self.stride)
+        more, steps = self.edit.symbols.surely_more, (self.frames, *self.stride)
         sizes, stay = (self.place.frames, *self.place.grid), (1, *self.kept)
         thins = any(step > n and more(size, n) for size, step, n in zip(sizes, steps, stay, strict=True))
         return thins and (more(self.place.frames, 1) or not self.first_frame)
@@ -110,16 +113,18 @@ class Windows:
         if self.first_frame:
             start, count = map(edit.size, (self.place.special, times(*self.place.grid)))
             first_frame = edit.call(torch.narrow, framed, 2, start, count)
-        # Views would guard on whether the first frame is the only one of every so many.
-        gathers = self.shifted or self.kept != (1, 1) or (self.first_frame and self.every > 1)
+        # Views would guard on a distance that is a symbol, and on whether the first frame is the only one of every so
+        # many.
+        fixed = isinstance(self.every, int) and (self.every == 1 or not self.first_frame)
+        gathers = self.shifted or self.kept != (1, 1) or not fixed
         windows = self._gathered(framed) if gathers else self._strided(framed)
         parts = (*self._others(x), first_frame, mean, windows)
         return edit.call(torch.cat, [part for part in parts if part is not None], 2)
 
     def _arguments(self) -> tuple[Any, ...]:
         """What the operators of `ops/key_grid.py` want to know beside the tokens."""
-        special, rows, columns = map(self.edit.size, (self.place.special, *self.place.grid))
-        return special, rows, columns, list(self.stride), list(self.kept), self.every, self.first_frame, self.shifted
+        special, rows, columns, every = map(self.edit.size, (self.place.special, *self.place.grid, self.every))
+        return special, rows, columns, list(self.stride), list(self.kept), every, self.first_frame, self.shifted
 
     def _framed(self, x: Node) -> Node:
         if self.place.length == self.place.keys:

@@ -10,14 +10,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 
-def keeps(frame: int, row: int, column: int, grid: tuple[int, int], setting: dict) -> bool:
-    """Whether a patch keeps its key, in the words of the documentation."""
+def every(frames: int, setting: dict) -> int:
+    """The least distance of frames that is allowed and leaves no more than `most_frames` of them."""
+    distance, most = setting.get("frames", 1), setting.get("most_frames", 0)
+    while most and len(range(0, frames, distance)) > most:
+        distance += 1
+    return distance
+
+
+def keeps(frame: int, row: int, column: int, grid: tuple[int, int], setting: dict, distance: int) -> bool:
+    """Whether a patch keeps its key where every so many frames keep some, in the words of the documentation."""
     if setting.get("keep_first_frame") and frame == 0:
         return True
-    if frame % setting.get("frames", 1):
+    if frame % distance:
         return False
     down, right = setting.get("stride", (2, 2))
-    turn = frame // setting.get("frames", 1) if setting.get("phase") == "shifted" else 0
+    turn = frame // distance if setting.get("phase") == "shifted" else 0
     starts, (tall, wide) = (turn // right % down, turn % right), setting.get("kept", (1, 1))
     return row in stands(row, grid[0], down, starts[0], tall) and column in stands(
         column, grid[1], right, starts[1], wide
@@ -34,11 +42,12 @@ def stands(line: int, count: int, stride: int, start: int, number: int) -> list[
 def kept(frames: int, grid: tuple[int, int], special: int, setting: dict) -> Tensor:
     """[F·P] bool, token by token."""
     places = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    distance = every(frames, setting)
     return torch.tensor(
         [
             token
             for frame in range(frames)
-            for token in ([True] * special + [keeps(frame, *place, grid, setting) for place in places])
+            for token in ([True] * special + [keeps(frame, *place, grid, setting, distance) for place in places])
         ]
     )
 
@@ -77,6 +86,7 @@ def grids(draw: st.DrawFn) -> tuple[int, tuple[int, int], int, dict]:
         "stride": (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         "kept": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
         "frames": draw(st.integers(1, 4)),
+        "most_frames": draw(st.integers(0, 4)),
         "phase": draw(st.sampled_from(["fixed", "shifted"])),
         "keep_first_frame": draw(st.booleans()),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from hypothesis import given, settings
-from keys_oracle import grids, kept
+from keys_oracle import every, grids, kept
 
 from vggt_compile.ops.key_grid import dropped_tokens, window_patches
 
@@ -14,7 +14,7 @@ def places(frames: int, grid: tuple[int, int], special: int, setting: dict) -> t
     x = torch.empty(1, 1, frames * (special + grid[0] * grid[1]), 1)
     kept = tuple(map(min, setting.get("kept", (1, 1)), setting["stride"]))
     phase = (setting["keep_first_frame"], setting["phase"] == "shifted")
-    return x, special, *grid, setting["stride"], kept, setting["frames"], *phase
+    return x, special, *grid, setting["stride"], kept, every(frames, setting), *phase
 
 
 @given(grids())
@@ -47,7 +47,7 @@ def test_every_special_token_and_as_many_patches_of_each_window_are_kept(case: t
     windows = lines(grid[0], down, tall) * lines(grid[1], right, wide)
     for frame in range(bool(setting["keep_first_frame"]), frames):
         patches = read[frame, special:].sum()
-        assert patches == (0 if frame % setting["frames"] else windows)
+        assert patches == (0 if frame % every(frames, setting) else windows)
 
 
 def test_shifted_places_visit_a_whole_window() -> None:

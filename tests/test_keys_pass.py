@@ -64,6 +64,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"phase": "shifted", "stride": [2, 3], "own_key": True, "mean_key": "count", "keep_first_frame": True},
     {"phase": "shifted", "frames": 2, "own_key": True, "mean_key": "one"},
     {"stride": [1, 1], "frames": 3, "keep_first_frame": True},
+    {"most_frames": 3},
+    {"stride": [1, 2], "most_frames": 1, "own_key": True, "mean_key": "count", "phase": "shifted"},
     {"stride": [9, 9], "frames": 9, "own_key": True, "mean_key": "one", "keep_first_frame": True},
 ]
 
@@ -167,6 +169,8 @@ DYNAMIC: list[dict[str, Any]] = [
     {"stride": [2, 3], "own_key": True, "mean_key": "count", "keep_first_frame": True},
     {"frames": 4, "keep_first_frame": True, "mean_key": "one"},
     {"frames": 5, "phase": "shifted", "own_key": True, "mean_key": "one", "keep_first_frame": True},
+    {"most_frames": 3},
+    {"most_frames": 4, "frames": 2, "phase": "shifted", "own_key": True, "mean_key": "one", "keep_first_frame": True},
 ]
 
 
@@ -280,6 +284,7 @@ PAIRS = [
     ({}, 20 + 4 * 12, 0),  # ⌈5/2⌉·⌈7/2⌉ of 35 patches
     ({"phase": "shifted", "stride": [3, 3]}, 20 + 4 * 6, 0),
     ({"frames": 3}, 20 + 2 * 12, 0),
+    ({"most_frames": 3}, 20 + 2 * 12, 0),
     ({"keep_first_frame": True, "frames": 3}, 20 + 35 + 12, 0),
     ({"mean_key": "one"}, 20 + 4 * 12 + 1, 0),
     ({"own_key": True, "mean_key": "count"}, 20 + 4 * 12 + 1, 4 * 23),

@@ -169,6 +169,7 @@ def plain_type(annotation: Any) -> Any:
 
 Share = Annotated[float, Range(0, 1)]
 Stride = Annotated[int, Range(1)]
+Limit = Annotated[int, Range(0)]
 
 
 def _check_type(what: str, value: Any, annotation: Any) -> None:

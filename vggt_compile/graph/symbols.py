@@ -41,11 +41,11 @@ def minus(left: Size, right: Size) -> Size:
     return simplify(left - right)
 
 
-def floordiv(left: Size, right: int) -> Size:
+def floordiv(left: Size, right: Size) -> Size:
     return simplify(FloorDiv(sympy.sympify(left), sympy.sympify(right)))
 
 
-def ceildiv(left: Size, right: int) -> Size:
+def ceildiv(left: Size, right: Size) -> Size:
     return floordiv(left + right - 1, right)
 
 
