@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from vggt_compile.__main__ import main
-from vggt_compile.bench import attention, selection, traces
+from vggt_compile.bench import attention, model, selection, traces
 from vggt_compile.bench.model import (
     Settings,
     cold_counts,
@@ -110,6 +112,57 @@ def test_plain_compile_has_a_process_for_every_count_and_ours_one():
     assert warm_counts("compile", settings) == cold_counts("compile", settings) == [(8,), (100,), (300,)]
     assert warm_counts("dense", settings) == [[8, 100, 300]]
     assert cold_counts("dense", settings) == [(100, 8)]
+
+
+WORKER = """
+import pathlib, sys, time
+name, log, compiled = sys.argv[1:]
+if name == "broken":
+    sys.exit(3)
+time.sleep({"slow": 1.0}.get(name, 0.0))
+pathlib.Path(compiled).touch()
+sys.stdin.readline()
+with open(log, "a") as file:
+    print("begin", name, file=file, flush=True)
+    time.sleep(0.2)
+    print("end", name, file=file, flush=True)
+"""
+
+
+def run_workers(monkeypatch, tmp_path, variants, minutes=1.0):
+    """`run_together` on processes that write when they are being timed; the lines that they wrote."""
+    log = tmp_path / "log"
+    log.touch()
+
+    def start(phase, name, frames, settings, work):
+        command = [sys.executable, "-c", WORKER, name, str(log), str(model.compiled(work, name))]
+        return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(model, "start", start)
+    try:
+        model.run_together(variants, Settings("", minutes=minutes), tmp_path)
+    except BadInput as error:
+        return log.read_text().splitlines(), str(error)
+    return log.read_text().splitlines(), ""
+
+
+def test_variants_that_compile_together_are_timed_one_after_the_other(monkeypatch, tmp_path):
+    model.compiled(tmp_path, "slow").touch()  # of a run before this
+    lines, said = run_workers(monkeypatch, tmp_path, ["fast", "broken", "slow"])
+    assert lines == ["begin fast", "end fast", "begin slow", "end slow"]
+    assert said.startswith("not timed: broken (3);")
+
+
+def test_what_has_not_compiled_in_time_is_not_timed(monkeypatch, tmp_path):
+    lines, said = run_workers(monkeypatch, tmp_path, ["slow"], minutes=0.005)
+    assert lines == []
+    assert "slow (late)" in said
+
+
+def test_compiling_together_takes_small_counts_of_both_graphs():
+    assert model.small_counts(Settings("", frames=(300, 8, 32, 100))) == [32, 8]
+    assert model.small_counts(Settings("", frames=(100, 32))) == [32]
+    assert model.small_counts(Settings("", frames=(8, 16))) == [8]
 
 
 def test_long_runs_are_repeated_less():

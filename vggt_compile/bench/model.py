@@ -2,6 +2,7 @@
 
 Two phases. `cold` compiles every variant at once, each with empty caches of its own, and notes the first calls. `warm`
 runs one variant after the other in new processes on those caches, so that nothing else is on the GPU while it is timed.
+`together` is shorter: the processes that compiled wait for each other, and are then timed one after the other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from vggt_compile.recipes import recipes
 from vggt_compile.registry import methods, regions
 
 PHASES = ("cold", "warm")
+TOGETHER = "together"
 MODELS = {"vggt": "VGGT-1B", "pi3": "π³"}
 VARIANTS = ("eager", "compile", "dense", "g2f")
 """What `make bench` runs."""
@@ -66,7 +69,8 @@ class Settings:
     """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count.
 
     From `long` frames on the first call is the only one: after a smaller count it compiles nothing. `plans` are more
-    variants, by name. With `parts` one more call at each count tells where the time goes.
+    variants, by name. With `parts` one more call at each count tells where the time goes. A variant whose turn comes
+    after `minutes` is not timed.
     """
 
     upstream: str
@@ -77,12 +81,16 @@ class Settings:
     long: int = 500
     plans: dict[str, Any] = field(default_factory=dict)
     parts: bool = False
+    minutes: float = 24 * 60
 
     def repeats(self) -> dict[str, int]:
         return {str(n): 7 if n <= 32 else 3 if n <= 100 else int(n < self.long) for n in self.frames}
 
 
 def run_phase(phase: str, variants: Sequence[str], settings: Settings, work: Path) -> None:
+    if phase == TOGETHER:
+        run_together(variants, settings, work)
+        return
     if phase == "cold":
         jobs = [(name, counts) for name in variants if name != "eager" for counts in cold_counts(name, settings)]
         for process in [start(phase, name, counts, settings, work) for name, counts in jobs]:
@@ -93,11 +101,44 @@ def run_phase(phase: str, variants: Sequence[str], settings: Settings, work: Pat
             finish(start(phase, name, counts, settings, work))
 
 
+def run_together(variants: Sequence[str], settings: Settings, work: Path) -> None:
+    """All variants compile side by side; then each is timed while the others wait and nothing else runs."""
+    until = time.monotonic() + 60 * settings.minutes
+    for name in variants:
+        compiled(work, name).unlink(missing_ok=True)
+    waiting = {name: start(TOGETHER, name, sorted(settings.frames), settings, work) for name in variants}
+    while any(one.poll() is None and not compiled(work, name).exists() for name, one in waiting.items()):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    failed = []
+    for name, process in waiting.items():
+        late = time.monotonic() > until and process.poll() is None
+        if late:
+            process.kill()
+        process.communicate(b"your turn\n")
+        if process.returncode:
+            failed.append(f"{name} ({'late' if late else process.returncode})")
+    if failed:
+        raise BadInput(f"not timed: {', '.join(failed)}; errors are above, the other variants are on the page")
+
+
+def compiled(work: Path, name: str) -> Path:
+    """What a process leaves when it has compiled and waits for its turn."""
+    return work / f"{name}.compiled"
+
+
 def cold_counts(name: str, settings: Settings) -> list[Sequence[int]]:
     """One list for each process. A count below and one above 24 frames are all the graphs that our backend makes."""
     if name == "compile":
         return warm_counts(name, settings)
     return [(max(n for n in settings.frames if n <= 100), min(settings.frames))]
+
+
+def small_counts(settings: Settings) -> list[int]:
+    """The same two graphs, of counts so small that many processes have room on one GPU."""
+    ordered = sorted(settings.frames)
+    return sorted({ordered[0], next((n for n in ordered if n >= 24), ordered[0])}, reverse=True)
 
 
 def warm_counts(name: str, settings: Settings) -> list[Sequence[int]]:
@@ -111,8 +152,13 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
     job = ".".join((phase, name, "-".join(map(str, frames))))
     told = work / f"{job}.json"
     plan, off = split_variant(name)
+    rows = {at: str(work / f"{at}.{name}.{'-'.join(map(str, frames))}.jsonl") for at in PHASES}
     text = asdict(settings) | {
         "variant": name,
+        "phase": phase,
+        "rows": rows,
+        "compile_first": small_counts(settings),
+        "compiled": str(compiled(work, name)),
         "plan": (SPARSE | settings.plans).get(plan, plan),
         "off": off,
         "frames": frames,
@@ -121,10 +167,9 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
     }
     told.write_text(json.dumps(text))
     caches = {k: str(work / f"cache-{name}" / k) for k in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
-    lines = (work / f"{job}.jsonl").open("wb")
     command = [sys.executable, "-m", "vggt_compile.bench.worker", str(told)]
     print(f"{phase}: {name} at {list(frames)} frames", file=sys.stderr, flush=True)
-    return subprocess.Popen(command, stdout=lines, env=os.environ | caches)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | caches)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
@@ -198,10 +243,11 @@ def page(record: dict[str, Any]) -> str:
             speed_table(rows["warm"]),
             *parts_section(record),
             "\n## First call: tracing, compiling, running\n",
-            "Cold: all caches empty, the variants compile side by side. Warm: a new process on the caches of the",
-            "first, which reads code from disk. Rows of a variant are in the order of the calls in one process, but",
-            "plain `compile`, which compiles again for every count, has a process for each. In ours, counts below 24",
-            "frames and the others are two graphs; a count that an earlier graph serves shows its running time only.\n",
+            "Cold: all caches empty, the variants compile side by side. Warm, where there are such rows: a new process",
+            "on the caches of the first, which reads code from disk. Rows of a variant are in the order of the calls",
+            "in one process, but plain `compile`, which compiles again for every count, has a process for each. In",
+            "ours, counts below 24 frames and the others are two graphs; a count that an earlier graph serves shows",
+            "its running time only.\n",
             compile_table(rows),
             "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
             "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",

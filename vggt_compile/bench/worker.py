@@ -1,7 +1,7 @@
 """One variant of a model in a process of its own: clean caches, clean peak memory, no shims where none belong.
 
-Called by `vggt_compile.bench.model` as `python -m vggt_compile.bench.worker SETTINGS.json`; prints one JSON line for
-each frame count.
+Called by `vggt_compile.bench.model` as `python -m vggt_compile.bench.worker SETTINGS.json`; writes one JSON line for
+each frame count to the file of its phase.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,22 @@ def main() -> None:
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model = load(settings)
         run = variant(settings["variant"], settings["plan"], settings["off"], model)
-        for frames in settings["frames"]:
-            print(json.dumps(measure(run, frames, settings)), flush=True)
+        if settings["phase"] != "together":
+            write(settings, settings["phase"], (measure(run, frames, settings) for frames in settings["frames"]))
+            return
+        if settings["variant"] != "eager":
+            write(settings, "cold", (first_call(run, frames, settings) for frames in settings["compile_first"]))
+        torch.cuda.empty_cache()
+        Path(settings["compiled"]).touch()
+        sys.stdin.readline()  # until nothing else runs
+        rows = (measure(run, frames, settings) for frames in settings["frames"])
+        write(settings, "warm", ({key: row[key] for key in row if key != "first_s"} for row in rows))
+
+
+def write(settings: dict[str, Any], phase: str, rows: Iterable[dict[str, Any]]) -> None:
+    with Path(settings["rows"][phase]).open("w") as file:
+        for row in rows:
+            print(json.dumps(row), file=file, flush=True)
 
 
 def load(settings: dict[str, Any]) -> nn.Module:
@@ -69,9 +83,8 @@ def variant(name: str, plan: Any, off: str, model: nn.Module) -> Callable[[Tenso
 
 def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
     """First call, warm median over repeats, peak memory of the warm calls, and deviation from eager where known."""
+    images = views(frames, settings)
     height, width = settings["size"]
-    images = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(1)).cuda()
-    torch._dynamo.maybe_mark_dynamic(images, 1)  # plain torch.compile cannot keep it dynamic in the heads
     row: dict[str, Any] = {"variant": settings["variant"], "frames": frames}
     try:
         torch.cuda.reset_peak_memory_stats()
@@ -95,6 +108,23 @@ def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any])
     stats = torch._dynamo.utils.counters["stats"]
     row["graphs"] = stats.get("unique_graphs", 0)
     return row
+
+
+def first_call(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Tracing, compiling and running, beside other processes that do the same."""
+    images = views(frames, settings)
+    start = time.perf_counter()
+    run(images)
+    torch.cuda.synchronize()
+    return {"variant": settings["variant"], "frames": frames, "first_s": time.perf_counter() - start}
+
+
+def views(frames: int, settings: dict[str, Any]) -> Tensor:
+    """Random images on the GPU; plain torch.compile cannot keep their number dynamic in the heads, so it is a maybe."""
+    height, width = settings["size"]
+    images = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(1)).cuda()
+    torch._dynamo.maybe_mark_dynamic(images, 1)
+    return images
 
 
 def tokens_of_a_frame(height: int, width: int) -> int:

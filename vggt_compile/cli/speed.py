@@ -9,6 +9,7 @@ from pathlib import Path
 from vggt_compile.bench.model import (
     MODELS,
     PHASES,
+    TOGETHER,
     VARIANTS,
     WITHOUT,
     Settings,
@@ -27,7 +28,8 @@ HELP = "time a whole model on the GPU and write the benchmark page"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--phase", choices=(*PHASES, "all"), default="all", help="(default: all)")
+    help_ = "together: one process for each variant, which compiles beside the others and is timed alone (default: all)"
+    parser.add_argument("--phase", choices=(*PHASES, TOGETHER, "all"), default="all", help=help_)
     parser.add_argument("--model", choices=MODELS, default="vggt", help="(default: vggt)")
     parser.add_argument("--upstream", default="", metavar="DIR", help="its checkout; else the model written here")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for caches and raw results")
@@ -38,6 +40,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT", help=help_)
     parser.add_argument("--parts", action="store_true", help="profile one more call: where time goes, with a picture")
+    parser.add_argument(
+        "--minutes", type=float, default=Settings.minutes, help="with together: what comes later is not timed"
+    )
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
@@ -54,12 +59,15 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.frames),
         plans={split_variant(name)[0]: plan.to_json() for name, plan in plans.items() if plan is not None},
         parts=args.parts,
+        minutes=args.minutes,
     )
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
     work.mkdir(parents=True, exist_ok=True)
-    for phase in PHASES if args.phase == "all" else (args.phase,):
-        run_phase(phase, list(plans), settings, work)
-    page = write(settings, work, args.out, args.name)
+    try:
+        for phase in PHASES if args.phase == "all" else (args.phase,):
+            run_phase(phase, list(plans), settings, work)
+    finally:  # what has been measured is not lost to a variant that fails
+        page = write(settings, work, args.out, args.name)
     print((args.out / f"{args.name}.json").read_text() if args.json else page)
     return 0
 
