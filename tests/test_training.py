@@ -207,7 +207,7 @@ def test_a_step_sees_the_same_whenever_it_is_drawn() -> None:
 def test_the_rate_rises_stays_and_falls() -> None:
     from optimizer import schedule
 
-    shares = [schedule(step, 100, 10) for step in range(100)]
+    shares = [schedule(step, 100, 10, fall=0.25) for step in range(100)]
     assert shares[0] == 0.1
     assert shares[9:75] == [1.0] * 66
     assert sorted(shares[75:], reverse=True) == shares[75:]

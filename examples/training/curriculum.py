@@ -13,7 +13,7 @@ from vggt_compile.scenes import TRAINING_SEEDS, Difficulty, Views, render
 
 T = TypeVar("T")
 
-FRAMES = {2: 4, 3: 2, 4: 4, 6: 3, 8: 4, 12: 3, 16: 2, 24: 2}
+FRAMES = {2: 4.0, 3: 2.0, 4: 4.0, 6: 3.0, 8: 4.0, 12: 3.0, 16: 2.0, 24: 2.0, 36: 0.5, 48: 0.5}
 """How often each frame count is drawn, in the end; a run starts with the small ones."""
 KINDS = {"indoor": 1, "objects": 1}
 TRAJECTORIES = {"video": 4, "orbit": 4}

@@ -5,10 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-DECAY_SHARE = 0.25
-"""The last part of a run, over which the learning rate goes to zero."""
-
-
 def adamw(parameters: list[Tensor], rate: float, decay: float) -> torch.optim.AdamW:
     """Weight decay on matrices and kernels only."""
     matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
@@ -16,10 +12,10 @@ def adamw(parameters: list[Tensor], rate: float, decay: float) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=parameters[0].is_cuda)
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak rate: linear warm-up, constant, then down to zero as 1 − √x over the last part of the run."""
+def schedule(step: int, steps: int, warmup: int, fall: float) -> float:
+    """Share of the peak rate: linear warm-up, constant, then down to zero as 1 − √x over the last `fall` of the run."""
     rising = min(1.0, (step + 1) / max(1, warmup))
-    start = steps * (1 - DECAY_SHARE)
+    start = steps * (1 - fall)
     falling = 1 - min(1.0, max(0.0, (step - start) / max(1.0, steps - start))) ** 0.5
     return rising * max(falling, 1e-3)
 

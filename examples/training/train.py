@@ -53,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--warmup", type=int, default=500, help="steps over which the rate rises")
+    parser.add_argument("--fall", type=float, default=0.25, help="share of the run over which the rate falls to zero")
     parser.add_argument("--curriculum", type=int, default=4000, help="steps until long sequences are common")
     parser.add_argument("--average", type=float, default=0.999, help="what the moving average keeps each step")
     parser.add_argument("--seed", type=int, default=0)
@@ -128,7 +129,7 @@ class Run:
         losses["total"] = losses["total"] + MATCHING * losses["matching"]
         losses["total"].backward()
         norm = settle_gradients(self.parameters, 1.0)
-        share = schedule(self.step, self.args.steps, self.args.warmup)
+        share = schedule(self.step, self.args.steps, self.args.warmup, self.args.fall)
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate * share
         self.optimizer.step()
