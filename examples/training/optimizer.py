@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+
 def adamw(parameters: list[Tensor], rate: float, decay: float) -> torch.optim.AdamW:
     """Weight decay on matrices and kernels only."""
     matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]

@@ -27,7 +27,7 @@ from vggt_compile.registry import methods, regions
 
 PHASES = ("cold", "warm")
 TOGETHER = "together"
-MODELS = {"vggt": "VGGT-1B", "pi3": "π³"}
+MODELS = {"vggt": "VGGT-1B", "pi3": "π³", "fastvggt": "FastVGGT's own code"}
 VARIANTS = ("eager", "compile", "dense", "g2f")
 """What `make bench` runs."""
 SPARSE = {

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 
 from vggt_compile.bench.parts import milliseconds, profiled
 
-COMPARED = {"vggt": ("pose_enc", "depth", "world_points"), "pi3": ("camera_poses", "conf", "local_points")}
+COMPARED = {
+    "vggt": ("pose_enc", "depth", "world_points"),
+    "fastvggt": ("pose_enc", "depth", "world_points"),
+    "pi3": ("camera_poses", "conf", "local_points"),
+}
 
 
 def main() -> None:
@@ -51,6 +55,8 @@ def load(settings: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
     if settings["model"] == "pi3":
         return pi3(settings["upstream"]).eval().cuda()
+    if settings["model"] == "fastvggt":
+        return fastvggt(settings["upstream"])
     if settings["upstream"]:
         sys.path.insert(0, settings["upstream"])
         upstream = importlib.import_module("vggt.models.vggt")
@@ -67,6 +73,13 @@ def pi3(upstream: str) -> nn.Module:
     from vggt_compile.models import pi3 as ours
 
     return ours("large")
+
+
+def fastvggt(upstream: str) -> nn.Module:
+    """The published fork as its evaluation runs it: merging from the first block on, weights in bf16; all our heads."""
+    sys.path.insert(0, upstream)
+    made = importlib.import_module("vggt.models.vggt").VGGT(enable_point=True, merging=0)
+    return made.eval().cuda().to(torch.bfloat16)
 
 
 def variant(name: str, plan: Any, off: str, model: nn.Module) -> Callable[[Tensor], Any]:

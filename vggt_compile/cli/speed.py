@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     plans = dict(map(read_variant, args.variants))
     if not torch.cuda.is_available():
         raise BadInput("bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing")
+    if args.model == "fastvggt" and (list(plans) != ["eager"] or not args.upstream):
+        raise BadInput("--model fastvggt is its own code and needs --upstream DIR and --variants eager")
     settings = Settings(
         args.upstream,
         args.model,
