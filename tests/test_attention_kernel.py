@@ -46,7 +46,7 @@ def test_interpreted_it_is_the_operator(name: str, interpreted: dict[str, str]) 
     assert not interpreted[name], interpreted[name]
 
 
-def compiled(x: Operands, tile: Tile, target: int) -> Any:
+def compiled(x: Operands, tile: Tile, target: int, floats: str = "fp32") -> Any:
     """The kernel for a compute capability, from the very arguments with which it would be launched."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -55,7 +55,9 @@ def compiled(x: Operands, tile: Tile, target: int) -> Any:
 
     constants = _flags(x, tile)
     given = _arguments(x, tile) | {"out": x.q} | constants
-    signature = {name: "constexpr" if name in constants else _type(given[name]) for name in attention_kernel.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else _type(given[name], floats) for name in attention_kernel.arg_names
+    }
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(attention_kernel.arg_names)
@@ -67,13 +69,13 @@ def compiled(x: Operands, tile: Tile, target: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
-def _type(value: Any) -> str:
+def _type(value: Any, floats: str) -> str:
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.bool: "i1"}
     if isinstance(value, torch.Tensor):
         return f"*{names[value.dtype]}"
     if hasattr(value, "block_shape"):
         return f"tensordesc<{names[value.base.dtype]}{value.block_shape}>"
-    return "fp32" if isinstance(value, float) else "i32"
+    return floats if isinstance(value, float) else "i32"
 
 
 def inner_loops(kernel: Any, tmp_path: Path) -> list[list[str]]:
@@ -120,6 +122,14 @@ def test_compiled_for_float32_it_fits() -> None:
     x = operands(replace(BF16, dtype=torch.float32, head_dim=128))
     kernel = compiled(x, fitted(SINGLE, x, LIMITS[86]), 86)
     assert kernel.metadata.shared <= LIMITS[86]
+
+
+@pytest.mark.slow
+def test_it_computes_in_float32_where_a_compiler_hands_over_doubles() -> None:
+    for case in (BF16, replace(BF16, weighted=True, own=True)):
+        x = operands(case)
+        kernel = compiled(x, fitted(tiles.tabled(x, 9), x, LIMITS[90]), 90, floats="fp64")
+        assert "xf64>" not in kernel.asm["ttir"]  # no tensor of doubles
 
 
 def test_nothing_that_it_is_compiled_for_knows_the_number_of_tokens() -> None:

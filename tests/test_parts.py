@@ -64,6 +64,12 @@ def test_attention_over_frames_is_told_from_attention_inside_by_its_length() -> 
     assert found == pytest.approx({GLOBAL: 9.54, FRAME: 2.0, CHOOSING: 0.1, PRODUCTS: 0.7, REST: 0.035})
 
 
+@pytest.mark.parametrize("name", ["aten::_flash_attention_forward", "aten::_efficient_attention_forward"])
+def test_operators_that_have_tokens_before_heads_are_known(name: str) -> None:
+    events = [operator(name, [[1, 4000, 16, 64]] * 3, ("fprop", 9000.0)), kernel("fprop", 9000.0)]
+    assert milliseconds(kernels_of(events), per_frame=1000)[GLOBAL] == pytest.approx(9.0)
+
+
 def test_every_kernel_of_ours_that_is_launched_has_a_part() -> None:
     launched = {
         line.split("(")[0].removeprefix("def ")

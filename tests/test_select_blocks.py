@@ -21,7 +21,9 @@ from torch._library.triton import set_wrap_triton_enabled
 from torch.fx.experimental.proxy_tensor import make_fx
 from upstream import VARIABLE
 
-from vggt_compile.ops.random_blocks import random_blocks
+from vggt_compile.ops import random_blocks as random_blocks_module
+from vggt_compile.ops import token_roles
+from vggt_compile.ops.random_blocks import random_blocks, sown
 from vggt_compile.ops.select_blocks import budget, select_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -290,3 +292,10 @@ def test_the_published_code_marks_the_same_blocks(
     q, k = noise(2, 2, 700, 16) * 2, noise(2, 2, 1500, 16, seed=1) * 2
     theirs = get_block_mask(predict_attention(q, k), 0, sparse_ratio=ratio, cdf_threshold=cdf)
     assert torch.equal(kept(q, k, 0.0 if ratio is None else 1 - ratio, cdf or 0.0, most=1.0), theirs)
+
+
+def test_numbers_of_seeds_are_apart_and_small_enough_to_be_added_to_indices() -> None:
+    for apart in (random_blocks_module._WORD // 3, token_roles._APART):
+        begins = {sown(seed, apart) for seed in range(1000)}
+        assert len(begins) == 1000
+        assert max(begins) < 2**30

@@ -17,6 +17,8 @@ CHOOSING, PRODUCTS, REST = "choosing and merging", "matrix products", "the rest"
 PARTS = (GLOBAL, FRAME, CHOOSING, PRODUCTS, REST)
 
 ATTENTION = re.compile(r"scaled_dot_product|_flash_attention|_efficient_attention")
+TOKENS_FIRST = re.compile(r"_(flash|efficient)_attention_forward")
+"""What `scaled_dot_product_…` calls in turn, with queries [B, N, H, D] and not [B, H, N, D]."""
 OURS = {"attention_kernel": GLOBAL, "attention_hopper": GLOBAL} | dict.fromkeys(
     ("_select", "_match", "_means"), CHOOSING
 )
@@ -75,7 +77,7 @@ def kernels_of(events: Iterable[Any]) -> list[Kernel]:
     """
     events = list(events)
     launched = [
-        Kernel(kernel.name, kernel.duration / 1e3, event.name, _queries(event.input_shapes))
+        Kernel(kernel.name, kernel.duration / 1e3, event.name, _queries(event.name, event.input_shapes))
         for event in events
         if ATTENTION.search(event.name)
         for kernel in event.kernels
@@ -89,7 +91,9 @@ def kernels_of(events: Iterable[Any]) -> list[Kernel]:
     return launched + [Kernel(name, max(0.0, spent)) for name, spent in left.items()]
 
 
-def _queries(shapes: Any) -> int | None:
-    """N of queries [B, H, N, D], the first of an attention's inputs."""
+def _queries(operator: str, shapes: Any) -> int | None:
+    """How many queries an attention has, by the first of its inputs."""
     first = shapes[0] if shapes else None
-    return int(first[2]) if first is not None and len(first) == 4 else None
+    if first is None or len(first) != 4:
+        return None
+    return int(first[1] if TOKENS_FIRST.search(operator) else first[2])

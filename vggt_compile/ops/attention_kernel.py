@@ -118,6 +118,7 @@ def attention_kernel(
 ):  # fmt: skip
     """Operands as in `attention`; `_b`, `_h`, `_t` are strides in batch, head, token; out is [B, M, H, D], dense."""
     TILES_IN_BLOCK: tl.constexpr = Q_BLOCK // ROWS
+    scale = tl.cast(scale, tl.float32)  # Inductor hands over Python's floats as doubles
     lanes = tl.arange(0, WIDTH)
     cols = tl.arange(0, KEYS)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):

@@ -31,7 +31,7 @@ def random_blocks(
     start = slot * blocks // count
     length = (slot + 1) * blocks // count - start
     row = torch.arange(batch * heads * queries, device=q.device).unsqueeze(-1)
-    drawn = start + scrambled(scrambled(row + _WORD // 3 * (seed + 1)) + slot) % length.clamp(min=1)
+    drawn = start + scrambled(scrambled(row + sown(seed + 1, _WORD // 3)) + slot) % length.clamp(min=1)
     index = drawn.view(batch, heads, queries, count).int()
     kept = torch.sym_min(count, blocks)  # 0 where there are no keys
     return index, torch.full((batch, heads, queries), kept, dtype=torch.int32, device=q.device)
@@ -44,6 +44,11 @@ def _shapes(
     slots, _ = budget(cdiv(k.shape[-2], k_block), keep, cdf=0.0, most=keep)
     count = q.new_empty((*q.shape[:2], cdiv(q.shape[-2], q_block)), dtype=torch.int32)
     return count.new_empty((*count.shape, slots)), count
+
+
+def sown(seed: int, apart: int) -> int:
+    """Where the numbers of a seed begin: below 2^30, for Inductor adds it to indices in 32 bits."""
+    return seed * apart % 2**30
 
 
 def scrambled(x: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def _select(
     TILE: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    share = tl.cast(share, tl.float32)  # Inductor hands over Python's floats as doubles
     row = tl.arange(0, ROWS)
     stride = tl.cdiv(blocks, 16) * 16
     strip = scratch_ptr + tl.program_id(0).to(tl.int64) * ROWS * stride

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vggt_compile.ops.random_blocks import scrambled
+from vggt_compile.ops.random_blocks import scrambled, sown
 from vggt_compile.ops.sizes import cdiv
 
 SPECIAL, REFERENCE, CELL, PROTECTED, SOURCE = range(5)
@@ -76,7 +76,7 @@ def _stands_for_its_cell(
     high = (rows - (row - down)).clamp(max=cell[0])
     wide = (columns - (column - right)).clamp(max=cell[1])
     number = (row // cell[0]) * cdiv(columns, cell[1]) + column // cell[1]
-    drawn = scrambled(scrambled(frame + seed * _APART) + number) % (high * wide)
+    drawn = scrambled(scrambled(frame + sown(seed, _APART)) + number) % (high * wide)
     return down * wide + right == drawn
 
 
