@@ -182,15 +182,13 @@ def test_every_count_is_served_once() -> None:
 
 
 def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
-    plan = FRAME | {"min_tokens": 80}  # 11 tokens a frame: from 8 frames on
-    made = list(building._programs(build(SPEC), spans((3, 20), (1, 1), (4, 6)), Plan.read(plan), "fp32", CPU, False))
-    tokens = made[0].report.global_rows[0].per_frame
-    assert tokens
-    first = -(-80 // tokens)
-    assert [(one.span.frames, bool(one.report.rewritten)) for one in made] == [
-        ((first, 20), True),
-        ((3, first - 1), False),
-    ]
+    plan = Plan.read(FRAME | {"min_tokens": 80})  # 11 tokens a frame: from 8 frames on
+    (span,) = spans((3, 20), (1, 1), (4, 6))
+    parts = building._cut(span, program(build(SPEC), span, plan, "fp32", CPU, strict=False), plan)
+    assert [part.frames for part in parts] == [(8, 20), (3, 7)]
+    made = [program(build(SPEC), part, plan, "fp32", CPU, strict=False) for part in parts]
+    assert [bool(one.report.rewritten) for one in made] == [True, False]
+    assert all(building._cut(part, one, plan) == [part] for part, one in zip(parts, made, strict=True))
 
 
 def test_what_no_graph_can_serve_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ Range = tuple[int, int]
 DYNAMIC_FROM = 3
 """The published models treat one and two frames apart, so these counts have graphs of their own."""
 PRECISIONS = ("fp32", "autocast", "bf16")
+GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ class Span:
         return "frames_{}_{}_batch_{}_{}_size_{}x{}".format(*self.frames, *self.batch, *self.size)
 
     def example(self) -> tuple[int, int]:
-        """(batch, frames) to trace with: no number that another dimension has, lest tracing take them for the same."""
-        taken = {1, 2, 3, *self.size}
+        """(batch, frames) to trace and compile with: what is seen of it is taken for granted, see `assumed`.
+
+        Many frames, so that nothing that grows with them is one, and a number that other sizes hardly have.
+        """
         low, high = self.frames
-        frames = next((n for n in range(max(low, 5), high + 1) if n not in taken), high)
+        frames = next((n for n in GENERIC if low <= n <= high and n not in self.size), None)
+        if frames is None:
+            frames = next((n for n in range(low, high + 1) if n not in self.size), high)
         return (self.batch[0] if self.batch[0] == self.batch[1] else max(2, self.batch[0])), frames
 
 
