@@ -21,8 +21,9 @@ from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Range, Size, Span, read_precision, read_range, spans
+from vggt_compile.artifact.request import Range, Size, Span, in_passes, read_precision, read_range, spans
 from vggt_compile.errors import BadInput
+from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.plan import Plan
 
 FIRST = "model"
@@ -111,7 +112,12 @@ def _libraries(
     done: list[Library] = []
     waiting = list(wanted)
     while waiting:
-        made = trace(span := waiting.pop(0))
+        span = waiting.pop(0)
+        try:
+            made = trace(span)
+        except TooManyFrames:
+            waiting[:0] = in_passes(span)
+            continue
         parts = _cut(span, made, plan)
         if len(parts) == 1:
             compiled = library(made, span.name if done else FIRST, folder, done[:1], inductor)
