@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vggt_compile import caches
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
-from vggt_compile.sources import source_hash
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     exported = made.exported
     assert exported.example_inputs is not None
     args, kwargs = exported.example_inputs
-    tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
-    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+    with caches.told():
         found = torch._inductor.aot_compile(exported.module(check_guards=False), args, kwargs, options=settings)
     assert isinstance(found, list)
     files = [file for file in found if isinstance(file, str) and file]
