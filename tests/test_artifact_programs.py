@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from vggt_compile.artifact import build as building
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Span, spans
+from vggt_compile.artifact.request import Span, in_passes, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
-from vggt_compile.families import forms
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
 from vggt_compile.ops import attention as attention_module
@@ -162,35 +161,38 @@ def test_the_kernel_for_hopper_is_for_graphs_that_stay_here(monkeypatch: pytest.
 # Ranges
 
 
-def test_ranges_are_cut_where_one_graph_cannot_serve_them() -> None:
+def test_passes_hold_as_many_frames_as_a_dense_head_may_see() -> None:
     size = (392, 518)
-    assert [(span.frames, span.passes) for span in spans((3, 61), (1, 1), size)] == [((3, 61), 1)]
-    assert [(span.frames, span.passes) for span in spans((1, 500), (1, 1), size)] == [
-        ((62, 500), 9), ((3, 61), 1), ((1, 1), 1), ((2, 2), 1)
-    ]  # fmt: skip
-    assert [span.batch for span in spans((2, 2), (1, 4), size)] == [(1, 1), (2, 4)]
-    for span in spans((1, 1024), (1, 1), size):
-        longest = -(-span.frames[1] // span.passes)
-        assert longest * size[0] * size[1] <= forms.PIXELS_PER_PASS
+    whole = Span((3, 61), (1, 1), size)
+    assert whole.fits()
+    assert in_passes(whole) == [whole]
+    cut = in_passes(Span((3, 500), (1, 1), size))
+    assert [(span.frames, span.passes) for span in cut] == [((62, 500), 9), ((3, 61), 1)]
+    for span in in_passes(Span((3, 1024), (1, 1), size)):
+        assert span.fits()
         assert span.frames[0] >= 2 * span.passes or span.passes == 1
+
+
+def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:
+    assert [span.frames for span in spans((1, 500), (1, 1), (392, 518))] == [(3, 500), (1, 1), (2, 2)]
+    assert [span.batch for span in spans((2, 2), (1, 4), (392, 518))] == [(1, 1), (2, 4)]
 
 
 def test_every_count_is_served_once() -> None:
     for high in (1, 2, 3, 9, 100, 1024):
-        served = [n for span in spans((1, high), (1, 1), (140, 140)) for n in range(span.frames[0], span.frames[1] + 1)]
+        cut = [part for span in spans((1, high), (1, 1), (140, 140)) for part in in_passes(span)]
+        served = [n for span in cut for n in range(span.frames[0], span.frames[1] + 1)]
         assert sorted(served) == list(range(1, high + 1))
 
 
 def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
-    plan = FRAME | {"min_tokens": 80}  # 11 tokens a frame: from 8 frames on
-    made = list(building._programs(build(SPEC), spans((3, 20), (1, 1), (4, 6)), Plan.read(plan), "fp32", CPU, False))
-    tokens = made[0].report.global_rows[0].per_frame
-    assert tokens
-    first = -(-80 // tokens)
-    assert [(one.span.frames, bool(one.report.rewritten)) for one in made] == [
-        ((first, 20), True),
-        ((3, first - 1), False),
-    ]
+    plan = Plan.read(FRAME | {"min_tokens": 80})  # 11 tokens a frame: from 8 frames on
+    (span,) = spans((3, 20), (1, 1), (4, 6))
+    parts = building._cut(span, program(build(SPEC), span, plan, "fp32", CPU, strict=False), plan)
+    assert [part.frames for part in parts] == [(8, 20), (3, 7)]
+    made = [program(build(SPEC), part, plan, "fp32", CPU, strict=False) for part in parts]
+    assert [bool(one.report.rewritten) for one in made] == [True, False]
+    assert all(building._cut(part, one, plan) == [part] for part, one in zip(parts, made, strict=True))
 
 
 def test_what_no_graph_can_serve_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from upstream_models import same_bits, scene, tensors
 import vggt_compile
 from vggt_compile.artifact import request
 from vggt_compile.artifact.program import program
-from vggt_compile.artifact.request import Span, spans
+from vggt_compile.artifact.request import Span, in_passes
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.families import trace
+from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.plan import Plan
 
 pytestmark = [
@@ -81,9 +82,12 @@ def test_dense_heads_run_in_passes_where_frames_are_many(monkeypatch: pytest.Mon
     """VGGT's own heads cut frames into chunks of eight; one graph has as many passes for all of its counts."""
     height, width = scene("vggt").shape[-2:]
     monkeypatch.setattr(request, "PIXELS_PER_PASS", 6 * height * width)
-    many, few = spans((3, 16), (1, 1), (height, width))
+    whole = Span((3, 16), (1, 1), (height, width))
+    many, few = in_passes(whole)
     assert (many.frames, many.passes, few.frames) == ((7, 16), 3, (3, 6))
     with upstream_models.model("vggt") as net, torch.no_grad():
+        with pytest.raises(TooManyFrames):
+            program(net, whole, Plan.read(FRAME), "fp32", CPU, strict=True)
         made = program(net, many, Plan.read(FRAME), "fp32", CPU, strict=True)
         for frames in (7, 8, 16):
             x = scene("vggt", 1, frames)

@@ -149,7 +149,7 @@ def test_cache_key_holds_the_hash_of_our_sources(monkeypatch: pytest.MonkeyPatch
     assert hits() == (1, 0)
     counters.clear()
     torch._dynamo.reset()
-    monkeypatch.setattr("vggt_compile.backend.source_hash", lambda: "edited")
+    monkeypatch.setattr("vggt_compile.caches.source_hash", lambda: "edited")
     assert torch.equal(compiled(model, FRAME)(images()), first)
     assert hits() == (0, 1)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cache_run import images, trunk
+from cache_run import Trunk, images, trunk
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from vggt_compile import vggt_sparse
@@ -43,7 +45,58 @@ def test_caches_of_other_sources_are_not_used(tmp_path: Path, monkeypatch: pytes
     assert saved is not None
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "two"))
     torch.compiler.load_cache_artifacts(saved[0])
-    monkeypatch.setattr("vggt_compile.backend.source_hash", lambda: "edited")
+    monkeypatch.setattr("vggt_compile.caches.source_hash", lambda: "edited")
     second, *seen = compiled_anew(tmp_path / "two", monkeypatch)
     assert seen == [0, 1]
     assert torch.equal(first, second)
+
+
+class Switching(Trunk):
+    """A trunk between a part under autocast and one without, whatever is around, as the heads of published models."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__(depth=4)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", self.dtype):
+            x = x @ x.mT @ x
+        x = super().forward(x.float())
+        with torch.autocast("cpu", enabled=False):
+            return x.float() @ x.float().mT
+
+
+def kept(outline: bool = False, **given: Any) -> tuple[Tensor, int, int]:
+    """What is compiled in what looks like a new process; hits and misses of the outermost cache."""
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    model = Switching(**given).eval().requires_grad_(False)
+    with torch.inference_mode():
+        out = torch.compile(model, backend=vggt_sparse, options={"plan": PLAN, "outline": outline})(images())
+    seen = counters["aot_autograd"]
+    assert not seen["autograd_cache_bypass"]
+    return out, seen["autograd_cache_hit"], seen["autograd_cache_miss"]
+
+
+@pytest.mark.parametrize("outline", [False, True])
+def test_a_model_that_switches_autocast_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outline: bool) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    first, *seen = kept(outline)
+    assert seen == [0, 1]
+    second, *seen = kept(outline)
+    assert seen == [1, 0]
+    assert torch.equal(first, second)
+
+
+def test_another_autocast_is_another_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside the model, where it is in the graph, and around it, where only the compile sees it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    kept()
+    assert kept(dtype=torch.float16)[1:] == (0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept()[1:] == (0, 1)
+    with torch.autocast("cpu", torch.float16):
+        assert kept()[1:] == (0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kept()[1:] == (1, 0)

@@ -25,9 +25,10 @@ DRAWING = """
     root → backend dry_run artifact families.trace
     bench → root artifact metrics scenes models datasets ops
     analysis → root metrics
-    artifact → recipes rewrite sources families.trace
+    artifact → recipes rewrite caches families.trace
     dry_run → backend
-    backend → breaks densities probes handouts recipes rewrite sources families.trace graph
+    backend → breaks densities probes handouts recipes rewrite caches families.trace graph
+    caches → sources
     breaks → report families.shims graph
     recipes → plan published
     rewrite → graph plan report observe passes.lift_attention ops

@@ -13,7 +13,7 @@ import torch._dynamo
 from torch._logging import trace_structured
 from torch.fx import GraphModule
 
-from vggt_compile import breaks, densities, probes, recipes
+from vggt_compile import breaks, caches, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
 from vggt_compile.graph.outline import outline_blocks
@@ -21,7 +21,6 @@ from vggt_compile.handouts import Receiver, handing_out
 from vggt_compile.plan import Plan
 from vggt_compile.report import Region, Report, publish
 from vggt_compile.rewrite import rewrite
-from vggt_compile.sources import source_hash
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +88,7 @@ def vggt_sparse(
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
         report = reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
-    tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
-    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+    with caches.told():
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
         return handing_out(compiled, _receivers(report))
 

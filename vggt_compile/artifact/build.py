@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 
 from vggt_compile import recipes
 from vggt_compile.artifact.archive import CONSTANTS, ENTRY, MANIFEST, digest, digest_of_weights
-from vggt_compile.artifact.manifest import Entry, Manifest, made_here
+from vggt_compile.artifact.assumed import runs
+from vggt_compile.artifact.library import Library, library
+from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Range, Size, Span, read_precision, read_range, spans
+from vggt_compile.artifact.request import Range, Size, Span, in_passes, read_precision, read_range, spans
 from vggt_compile.errors import BadInput
+from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.plan import Plan
-from vggt_compile.sources import source_hash
 
 FIRST = "model"
 """The entry with the most frame counts, under the name that torch loads by itself."""
@@ -68,10 +71,8 @@ def export(
     read_precision(precision)
     _check_path(Path(path))
     with tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder:
-        libraries: list[Library] = []
-        for made in _programs(model, wanted, chosen, precision, device, strict):
-            name = FIRST if not libraries else made.span.name
-            libraries.append(_library(made, name, Path(folder), libraries[:1], dict(inductor or {})))
+        trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
+        libraries = _libraries(wanted, trace, chosen, Path(folder), inductor or {})
         manifest = Manifest(
             **made_here(device),
             precision=precision,
@@ -81,15 +82,6 @@ def export(
             entries=tuple(library.entry for library in libraries),
         )
         return _write(libraries, manifest, Path(path))
-
-
-@dataclass(frozen=True)
-class Library:
-    """A compiled program: its files, and the tensors that it reads beside its input."""
-
-    entry: Entry
-    files: list[str]
-    constants: Mapping[str, Tensor]
 
 
 def _wanted(
@@ -113,18 +105,28 @@ def _check_path(path: Path) -> None:
         raise BadInput(f"no such folder: {path.parent}")
 
 
-def _programs(
-    model: nn.Module, wanted: list[Span], plan: Plan, precision: str, device: torch.device, strict: bool
-) -> Iterator[Program]:
-    """One for each span, which is cut where `min_tokens` of the plan divides its frame counts."""
+def _libraries(
+    wanted: list[Span], trace: Callable[[Span], Program], plan: Plan, folder: Path, inductor: Mapping[str, Any]
+) -> list[Library]:
+    """Each span traced and compiled; one that a graph, or its compile, cannot serve as a whole is done in parts."""
+    done: list[Library] = []
     waiting = list(wanted)
     while waiting:
         span = waiting.pop(0)
-        made = program(model, span, plan, precision, device, strict)
+        try:
+            made = trace(span)
+        except TooManyFrames:
+            waiting[:0] = in_passes(span)
+            continue
         parts = _cut(span, made, plan)
         if len(parts) == 1:
-            yield made
-        waiting[:0] = parts[1:] if len(parts) == 1 else parts
+            compiled = library(made, span.name if done else FIRST, folder, done[:1], inductor)
+            parts = [replace(span, frames=run) for run in runs(made.exported, span)]
+        if len(parts) == 1:
+            done.append(compiled)
+        else:
+            waiting[:0] = parts
+    return done
 
 
 def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:
@@ -136,34 +138,6 @@ def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:
         return [span]
     above, below = (spans(counts, span.batch, span.size) for counts in ((fewest, high), (low, fewest - 1)))
     return [*above, *below]
-
-
-def _library(made: Program, name: str, folder: Path, first: list[Library], inductor: dict[str, Any]) -> Library:
-    """Compile a program. The first one holds its weights, others are given them when they are loaded."""
-    settings = {
-        **inductor,
-        "aot_inductor.package": True,
-        "aot_inductor.output_path": str(folder / name),
-        "aot_inductor.package_constants_in_so": not first,
-        "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # adds a list of them to the files
-        "aot_inductor.metadata": {"vggt_compile.span": str(made.span), "vggt_compile.plan": made.report.plan},
-    }
-    exported = made.exported
-    assert exported.example_inputs is not None
-    args, kwargs = exported.example_inputs
-    tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}"
-    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
-        found = torch._inductor.aot_compile(exported.module(check_guards=False), args, kwargs, options=settings)
-    assert isinstance(found, list)
-    files = [file for file in found if isinstance(file, str) and file]
-    constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
-    known = first[0].constants if first else constants
-    own = tuple(sorted(key for key, tensor in constants.items() if not _same(tensor, known.get(key))))
-    return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants)
-
-
-def _same(tensor: Tensor, other: Tensor | None) -> bool:
-    return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def _write(libraries: list[Library], manifest: Manifest, path: Path) -> Manifest:
@@ -182,11 +156,11 @@ def _write(libraries: list[Library], manifest: Manifest, path: Path) -> Manifest
 
 
 def _records(libraries: list[Library]) -> Iterator[tuple[str, bytes]]:
-    for library in libraries:
-        name = library.entry.name
-        for file in library.files:
+    for one in libraries:
+        name = one.entry.name
+        for file in one.files:
             yield ENTRY.format(name) + Path(file).name, Path(file).read_bytes()
-        if library.entry.own_constants:
+        if one.entry.own_constants:
             content = BytesIO()
-            torch.save({key: library.constants[key] for key in library.entry.own_constants}, content)
+            torch.save({key: one.constants[key] for key in one.entry.own_constants}, content)
             yield CONSTANTS.format(name), content.getvalue()

@@ -31,12 +31,16 @@ class Program:
 
 
 def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: torch.device, strict: bool) -> Program:
-    """Trace and rewrite what serves one span. The model is as it was before."""
+    """Trace and rewrite what serves one span. The model is as it was before.
+
+    Raises:
+        TooManyFrames: a dense head of the model has to cut the frames of this span into more passes.
+    """
     batch, frames = span.example()
     images = torch.zeros(batch, frames, 3, *span.size, device=device)
     with ExitStack() as stack:
         stack.enter_context(trace.prepared(model))
-        stack.enter_context(dense_heads_in(span.passes))
+        stack.enter_context(dense_heads_in(span.passes, enough=span.fits()))
         stack.enter_context(torch.no_grad())
         with nullcontext() if precision == "fp32" else _under_autocast(model, device):
             gm = _in_one_graph(_export(model, images, span))

@@ -15,6 +15,7 @@ Range = tuple[int, int]
 DYNAMIC_FROM = 3
 """The published models treat one and two frames apart, so these counts have graphs of their own."""
 PRECISIONS = ("fp32", "autocast", "bf16")
+GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
 
 
 @dataclass(frozen=True)
@@ -36,37 +37,52 @@ class Span:
     def serves(self, batch: int, frames: int, size: tuple[int, int]) -> bool:
         return size == self.size and _within(frames, self.frames) and _within(batch, self.batch)
 
+    def fits(self) -> bool:
+        """Whether a dense head may see as many frames at once as one of its passes has."""
+        height, width = self.size
+        return -(-self.frames[1] // self.passes) * self.batch[1] * height * width <= PIXELS_PER_PASS
+
     @property
     def name(self) -> str:
         """Of its entry in the package."""
         return "frames_{}_{}_batch_{}_{}_size_{}x{}".format(*self.frames, *self.batch, *self.size)
 
     def example(self) -> tuple[int, int]:
-        """(batch, frames) to trace with: no number that another dimension has, lest tracing take them for the same."""
-        taken = {1, 2, 3, *self.size}
+        """(batch, frames) to trace and compile with: what is seen of it is taken for granted, see `assumed`.
+
+        Many frames, so that nothing that grows with them is one, and a number that other sizes hardly have.
+        """
         low, high = self.frames
-        frames = next((n for n in range(max(low, 5), high + 1) if n not in taken), high)
+        frames = next((n for n in GENERIC if low <= n <= high and n not in self.size), None)
+        if frames is None:
+            frames = next((n for n in range(low, high + 1) if n not in self.size), high)
         return (self.batch[0] if self.batch[0] == self.batch[1] else max(2, self.batch[0])), frames
 
 
 def spans(frames: Range, batch: Range, size: tuple[int, int]) -> list[Span]:
-    """The graphs for one image size, the one with the most frame counts first.
-
-    A dense head sees so many frames at once that it stays in one graph; more frames are more passes, and a number of
-    passes is a part of the graph.
-    """
+    """The graphs for one image size, the one with the most frame counts first."""
     low, high = frames
     few = range(low, min(high + 1, DYNAMIC_FROM))
     static = [Span((n, n), items, size) for n in few for items in _one_and_more(batch)]
-    cut = max(2, PIXELS_PER_PASS // (size[0] * size[1] * batch[1]))
-    cuts = []
     low = max(low, DYNAMIC_FROM)
+    return sorted(
+        (*([Span((low, high), batch, size)] if low <= high else []), *static),
+        key=lambda span: span.frames[0] - span.frames[1],
+    )
+
+
+def in_passes(span: Span) -> list[Span]:
+    """Graphs in which a dense head sees as many frames at once as it may: more are more passes, a part of the graph."""
+    low, high = span.frames
+    height, width = span.size
+    cut = max(2, PIXELS_PER_PASS // (height * width * span.batch[1]))
+    cuts = []
     while low <= high:
         passes = 1 if high <= cut else -(-high // cut)
         first = low if passes == 1 else max(low, min(cut + 1, high), 2 * passes)
-        cuts.append(Span((first, high), batch, size, passes))
+        cuts.append(Span((first, high), span.batch, span.size, passes))
         high = first - 1
-    return sorted((*cuts, *static), key=lambda span: span.frames[0] - span.frames[1])
+    return cuts
 
 
 def _one_and_more(batch: Range) -> list[Range]:

@@ -1,167 +1,166 @@
 """An artifact of a whole model: seconds to export, to load and to the first answer, size, time against a compile.
 
-    python -m vggt_compile.bench.export --upstream CHECKOUT --plan faster_vggt-75 --out docs/benchmarks/export.json
+    python -m vggt_compile.bench.export --plan faster_vggt-75 --outputs camera --out docs/benchmarks/export.json
+    python -m vggt_compile.bench.export --quick     # a tiny model on a CPU: whether it works
 
-Export, artifact and compile each have a process of their own, so that nothing is warm that would be cold for a user.
+Each stage is a process of its own, so that nothing is warm that would be cold for a user. Export and compiles, which
+wait for one core each, run side by side; what is timed has the machine to itself. Results are written as they come:
+a stage that fails, or for which no time is left, takes no other one along.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STAGES = ("export", "artifact", "jit")
+BESIDE = ("export", "jit", "outline")
+AFTER = ("artifact", "jit-again", "outline-again")
+CACHES = {"jit-again": "jit", "outline-again": "outline"}
+QUICK = ["--device", "cpu", "--preset", "tiny", "--precision", "fp32", "--outputs", "camera", "--plan", "g2f"]
+QUICK += ["--frames", "3", "5", "--range", "3", "8", "--size", "28", "42", "--patience", "0"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", choices=("vggt", "pi3"), default="vggt")
-    parser.add_argument("--upstream", default="", metavar="DIR", help="its checkout; else the model written here")
-    parser.add_argument("--plan", default="g2f", help="a recipe's name (default: g2f)")
-    parser.add_argument("--frames", type=int, nargs="+", default=[8, 32, 100, 300], metavar="N", help="to time")
-    parser.add_argument("--range", type=int, nargs=2, default=[3, 500], metavar=("A", "B"), help="to export for")
-    parser.add_argument("--size", type=int, nargs=2, default=[392, 518], metavar=("H", "W"))
-    parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), default="autocast")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--preset", default="", help="a smaller model written here, as `tiny`")
-    parser.add_argument("--work", type=Path, help="folder for the artifact and caches; kept")
-    parser.add_argument("--skip", nargs="*", choices=STAGES, default=[], help="stages that --work has already")
-    parser.add_argument("--out", type=Path, default=Path("export.json"))
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    args.work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-export-"))
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = read(sys.argv[1:] if argv is None else argv)
     if args.stage:
-        print(json.dumps({"export": export, "artifact": artifact, "jit": jit}[args.stage](args)))
+        from vggt_compile.bench.export_stages import STAGES
+
+        STAGES[args.stage](args)
         return
-    for stage in STAGES:
-        if stage not in args.skip:
-            (args.work / f"{stage}.json").write_text(in_a_process(stage, args, sys.argv[1:] if argv is None else argv))
-    stages = {stage: json.loads((args.work / f"{stage}.json").read_text()) for stage in STAGES}
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    args.out.write_text(json.dumps({"settings": settings, **stages, "over_jit": over_jit(stages)}, indent=2) + "\n")
+    bench = Bench(args)
+    try:
+        for stage in (beside := [Stage(bench, name) for name in BESIDE if name not in args.skip]):
+            stage.wait_for_first()
+        for stage in beside:
+            stage.finish()
+        for name in AFTER:
+            if name not in args.skip:
+                Stage(bench, name).finish()
+    finally:
+        bench.close()
     print(args.out.read_text())
 
 
-def in_a_process(stage: str, args: argparse.Namespace, argv: list[str]) -> str:
-    """What a stage prints last. Its caches are its own."""
-    print(f"{stage} …", file=sys.stderr, flush=True)
-    caches = args.work / f"cache-{stage}"
-    folders = {name: str(caches / name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
-    command = [sys.executable, "-m", "vggt_compile.bench.export", *argv, "--stage", stage, "--work", str(args.work)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | folders)
-    return done.stdout.splitlines()[-1]
-
-
-def export(args: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    import vggt_compile
-
-    model = load_model(args)
-    images = torch.zeros(1, 4, 3, *args.size, device=args.device)
-    path, start = args.work / "model.pt2", time.perf_counter()
-    made = vggt_compile.export(
-        model, images, plan=args.plan, frames=tuple(args.range), precision=args.precision, path=path
+def read(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny model on a CPU; what follows changes that")
+    parser.add_argument("--model", choices=("vggt", "pi3"), default="vggt")
+    parser.add_argument("--preset", default="1b", help="of the model written here (default: 1b)")
+    parser.add_argument(
+        "--upstream", default="", metavar="DIR", help="its checkout, in place of the model written here"
     )
-    return {
-        "seconds": time.perf_counter() - start,
-        "bytes": path.stat().st_size,
-        "entries": {entry.name: entry.report["attention_left"] for entry in made.entries},
-        "architecture": made.architecture,
-        "torch": made.torch,
-    }
+    parser.add_argument("--outputs", nargs="*", default=[], help="of the model written here; all unless given")
+    parser.add_argument("--plan", default="g2f", help="a recipe, JSON file or JSON (default: g2f)")
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 32, 100, 300, 500], metavar="N", help="to time")
+    parser.add_argument("--range", type=int, nargs=2, default=[3, 500], metavar=("A", "B"), help="to export for")
+    parser.add_argument("--size", type=int, nargs=2, default=[392, 518], metavar=("H", "W"))
+    parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), default="bf16")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--patience", type=float, default=5.0, metavar="S", help="to spend on one time, about")
+    parser.add_argument("--limit", type=float, default=560.0, metavar="S", help="for everything (default: 560)")
+    parser.add_argument("--work", type=Path, help="folder for the artifact and caches; kept")
+    parser.add_argument("--skip", nargs="*", choices=(*BESIDE, *AFTER), default=[], help="stages to leave out")
+    parser.add_argument("--out", type=Path, default=Path("export.json"))
+    parser.add_argument("--stage", choices=(*BESIDE, *AFTER), help=argparse.SUPPRESS)
+    argv = [*QUICK, *argv] if "--quick" in argv else argv
+    args = parser.parse_args(argv)
+    args.work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-export-"))
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.argv = [*argv, "--work", str(args.work)]
+    return args
 
 
-def artifact(args: argparse.Namespace) -> dict[str, Any]:
-    """Loading begins with the package, as it does for a user; torch is imported already."""
-    import torch
+class Bench:
+    """What has been found, written anew with each line of a stage, and the time that is left."""
 
-    torch.zeros(1, device=args.device)
-    start = time.perf_counter()
-    import vggt_compile
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.end = args, time.monotonic() + args.limit
+        self.found: dict[str, dict[str, Any]] = {}
+        self.running: list[subprocess.Popen[str]] = []
+        self._lock = threading.Lock()
 
-    run = vggt_compile.load(args.work / "model.pt2")
-    loaded = time.perf_counter()
-    run(pictures(args, min(args.frames)))
-    synchronize(args)
-    answered = time.perf_counter()
-    return {
-        "load_s": loaded - start,
-        "first_answer_s": answered - start,
-        "steady_s": {str(n): steady(run, args, n) for n in args.frames},
-    }
+    def left(self) -> float:
+        return max(0.0, self.end - time.monotonic())
 
+    def note(self, stage: str, results: dict[str, Any]) -> None:
+        with self._lock:
+            known = self.found.setdefault(stage, {})
+            for name, value in results.items():
+                known[name] = known.get(name, {}) | value if isinstance(value, dict) else value
+            settings = {name: value for name, value in vars(self.args).items() if name not in ("argv", "stage", "work")}
+            content = {"settings": settings, **self.found, "over_jit": over_jit(self.found)}
+            self.args.out.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
-def jit(args: argparse.Namespace) -> dict[str, Any]:
-    """The same plan through torch.compile, under the autocast that the artifact has inside."""
-    import torch
-
-    import vggt_compile
-
-    model = load_model(args)
-    run = torch.compile(model, backend=vggt_compile.vggt_sparse, options={"plan": args.plan})
-    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
-        start = time.perf_counter()
-        run(pictures(args, min(args.frames)))
-        synchronize(args)
-        first = time.perf_counter() - start
-        return {"first_answer_s": first, "steady_s": {str(n): steady(run, args, n) for n in args.frames}}
+    def close(self) -> None:
+        for process in self.running:
+            process.kill()
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """With random weights, seeded."""
-    import torch
+class Stage:
+    """A process with caches of its own, unless it is there to use those of another."""
 
-    if args.preset:
-        from vggt_compile import models
+    def __init__(self, bench: Bench, name: str) -> None:
+        args = bench.args
+        print(f"{name} …", file=sys.stderr, flush=True)
+        self.bench, self.name, self._first = bench, name, threading.Event()
+        caches = args.work / f"cache-{CACHES.get(name, name)}"
+        folders = {variable: str(caches / variable) for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        command = [sys.executable, "-m", "vggt_compile.bench.export", *args.argv, "--stage", name]
+        self._log = (args.work / f"{name}.log").open("w")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | folders,
+        )
+        bench.running.append(self.process)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
-        torch.manual_seed(0)
-        return getattr(models, args.model)(args.preset).eval().to(args.device)
-    from vggt_compile.bench.worker import load
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.bench.note(self.name, json.loads(line))
+                self._first.set()
+        self._first.set()
 
-    return load({"model": args.model, "upstream": args.upstream})
+    def wait_for_first(self) -> None:
+        self._first.wait(self.bench.left())
 
-
-def pictures(args: argparse.Namespace, frames: int) -> Any:
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(1, frames, 3, *args.size, generator=generator).to(args.device)
-    torch._dynamo.maybe_mark_dynamic(images, 1)  # for the compile, as in the other benchmarks
-    return images
-
-
-def steady(run: Any, args: argparse.Namespace, frames: int, repeats: int = 5) -> float:
-    """Median seconds of a call, after one that is not counted."""
-    images, times = pictures(args, frames), []
-    for _ in range(repeats + 1):
-        synchronize(args)
-        start = time.perf_counter()
-        run(images)
-        synchronize(args)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def synchronize(args: argparse.Namespace) -> None:
-    import torch
-
-    if args.device.startswith("cuda"):
-        torch.cuda.synchronize()
+    def finish(self) -> None:
+        """Let it time what it has made. What it says when it fails, or that it is too late, is noted."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("go\n")
+            self.process.stdin.close()
+        try:
+            failed = self.process.wait(self.bench.left()) != 0
+            why = Path(self._log.name).read_text().strip().rpartition("\n")[2] if failed else None
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            why = f"no time left of {self.bench.args.limit:.0f} s"
+        self._reader.join()
+        if why is not None:
+            self.bench.note(self.name, {"failed": why})
 
 
-def over_jit(stages: dict[str, Any]) -> dict[str, float]:
-    compiled = stages["jit"]["steady_s"]
-    return {n: seconds / compiled[n] for n, seconds in stages["artifact"]["steady_s"].items()}
+def over_jit(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    compiled = found.get("jit", {}).get("steady_s", {})
+    timed = found.get("artifact", {}).get("steady_s", {})
+    return {n: seconds / compiled[n] for n, seconds in timed.items() if n in compiled}
 
 
 if __name__ == "__main__":

@@ -16,17 +16,22 @@ PIXELS_PER_PASS = 61 * 392 * 518
 """Above this many pixels the published heads interpolate in parts, a graph of its own."""
 
 _fixed_passes: int | None = None
+_enough = True
+
+
+class TooManyFrames(Exception):
+    """A dense head was asked to run in passes that are too few; who set their number tries again with more."""
 
 
 @contextlib.contextmanager
-def dense_heads_in(passes: int) -> Iterator[None]:
-    """Traces inside the block run dense heads in so many passes, whatever the frame count."""
-    global _fixed_passes
-    before, _fixed_passes = _fixed_passes, passes
+def dense_heads_in(passes: int, enough: bool = True) -> Iterator[None]:
+    """Traces inside the block run dense heads in so many passes, whatever the frame count; if enough, else they end."""
+    global _fixed_passes, _enough
+    before, (_fixed_passes, _enough) = (_fixed_passes, _enough), (passes, enough)
     try:
         yield
     finally:
-        _fixed_passes = before
+        _fixed_passes, _enough = before
 
 
 def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -93,6 +98,8 @@ def flattened_in_few_passes(
 
 
 def _passes(frames: int) -> int:
+    if not _enough:
+        raise TooManyFrames
     if _fixed_passes is not None:
         return _fixed_passes
     return 1 if frames < FEW_FRAMES else PASSES

@@ -1,0 +1,95 @@
+"""What a compiler notes of sizes holds for every count that a library serves, whatever the plan puts into the graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alternating import build
+from framed import SPEC, scene
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import vggt_compile
+from vggt_compile import recipes
+from vggt_compile.artifact import assumed, request
+from vggt_compile.artifact.request import Span
+from vggt_compile.backend import vggt_sparse_eager
+from vggt_compile.errors import ExportFailed
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+SPAN = Span((3, 40), (1, 2), (4, 6))
+
+
+class Doubled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images * 2
+
+
+def exported(span: Span) -> tuple[ExportedProgram, Any]:
+    """A program, and its symbol of frames: what is asked of that, its environment notes, as Inductor's lowerings do."""
+    dims = {0: Dim("batch", min=1, max=4), 1: Dim("frames", min=span.frames[0], max=span.frames[1])}
+    batch, frames = span.example()
+    made = torch.export.export(Doubled(), (torch.zeros(batch, frames, 3, *span.size),), dynamic_shapes=(dims,))
+    seen = next(node.meta["val"] for node in made.graph.nodes if node.op == "placeholder")
+    return made, seen.shape[1]
+
+
+def test_notes_that_are_true_of_all_counts_cut_nothing() -> None:
+    made, frames = exported(SPAN)
+    assert frames * 6 <= 64 * ((frames * 6 + 63) // 64)
+    assert frames * 6 < 2**31 - 1
+    assert assumed.runs(made, SPAN) == [(3, 40)]
+
+
+def test_a_span_is_cut_where_a_note_is_true_no_more() -> None:
+    made, frames = exported(SPAN)
+    assert frames * 6 > 128  # as on the example
+    assert assumed.runs(made, SPAN) == [(3, 21), (22, 40)]
+
+
+def test_code_for_several_blocks_is_right_for_one() -> None:
+    made, frames = exported(SPAN)
+    blocks = (frames * 6 + 63) // 64
+    assert blocks != 1
+    assert blocks >= 2
+    assert assumed.runs(made, SPAN) == [(3, 40)]
+
+
+def test_what_is_true_of_single_counts_only_is_said() -> None:
+    made, frames = exported(SPAN)
+    assert frames % 4 == SPAN.example()[1] % 4
+    with pytest.raises(ExportFailed, match="3-40 frames of 4×6: its code is right only where Eq"):
+        assumed.runs(made, SPAN)
+
+
+def test_examples_are_large_and_no_other_size() -> None:
+    assert Span((3, 500), (1, 1), (392, 518)).example() == (1, 61)
+    assert Span((62, 500), (1, 2), (392, 518)).example() == (2, 62)
+    assert Span((3, 40), (1, 1), (37, 31)).example() == (1, 29)
+    assert all(all(n % d for d in range(2, n)) for n in request.GENERIC)
+
+
+MERGED = {"tokens": recipes.resolve("fastvggt").to_json()["layers"]["0-"]["tokens"]}
+BLOCKS = {"blocks": {"method": "predict", "keep": 0.2, "cdf": 0.4, "most": 1.0, "q_block": 16, "k_block": 16}}
+
+
+@pytest.mark.slow
+def test_merged_tokens_and_chosen_blocks_in_one_file(tmp_path: Path) -> None:
+    """At more frames than the example had there are more blocks, at fewer there are fewer."""
+    model, path = build(replace(SPEC, pairs=2)), tmp_path / "model.pt2"
+    plan = {"layers": {"0": MERGED, "1": BLOCKS}}
+    made = vggt_compile.export(model, scene(), plan=plan, frames=(3, 64), batch=(1, 2), path=path, strict=True)
+    assert [entry.span.frames for entry in made.entries] == [(3, 64)]
+    run = vggt_compile.load(path)
+    compiled = torch.compile(model, backend=vggt_sparse_eager, options={"plan": plan}, dynamic=False)
+    for batch, frames in ((1, 3), (2, 8), (1, 17), (2, 40), (1, 64)):
+        x = scene(batch=batch, frames=frames)
+        torch._dynamo.reset()
+        with torch.no_grad():
+            want, dense = compiled(x), model(x)
+        torch.testing.assert_close(run(x), want, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(want, dense, rtol=1e-3, atol=1e-3)

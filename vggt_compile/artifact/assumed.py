@@ -1,0 +1,66 @@
+"""What a compiler took for granted of sizes, and the frame counts for which that is true.
+
+Where Inductor cannot tell how two symbolic sizes compare, it looks at the example and notes what it saw. A compile in a
+process checks its notes at each call and compiles anew where one is wrong. Nobody checks those of a library: it would
+compute something else without a word.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+
+from vggt_compile.artifact.request import Range, Span
+from vggt_compile.errors import ExportFailed
+
+MOST_RUNS = 6
+
+
+def runs(exported: ExportedProgram, span: Span) -> list[Range]:
+    """The frame counts of a span in runs, in every second one of which all notes of a compile are true.
+
+    A library serves its span if there is one run, the whole range.
+
+    Raises:
+        ExportFailed: the notes are true for no count, or for counts in too many runs to compile each.
+    """
+    frames, batch, notes = _notes(exported)
+    low, high = span.frames
+
+    def true(count: int) -> bool:
+        return all(_true(note, {frames: count, batch: items}) for note in notes for items in set(span.batch))
+
+    found = [(holds, list(run)) for holds, run in itertools.groupby(range(low, high + 1), key=true)]
+    if len(found) > MOST_RUNS or not any(holds for holds, _ in found):
+        raise ExportFailed(str(span), f"its code is right only where {' and '.join(sorted(map(str, notes)))}")
+    return [(run[0], run[-1]) for _, run in found]
+
+
+def _notes(exported: ExportedProgram) -> tuple[Any, Any, list[Any]]:
+    """The symbols of frames and batch, None for a number, and what was noted of sizes that code depends on."""
+    images = exported.graph_signature.user_inputs[0]
+    seen = next(node.meta["val"] for node in exported.graph.nodes if node.name == images)
+    symbols = [size.node if isinstance(size, torch.SymInt) else None for size in seen.shape[:2]]
+    known: list[Any] = next((node.shape_env.guards for node in symbols if node is not None), [])
+    batch, frames = (None if node is None else node.expr for node in symbols)
+    return frames, batch, [note for note in {guard.expr for guard in known} if not _general(note)]
+
+
+def _general(note: Any) -> bool:
+    """That two sizes differ, or that one is above one, keeps from a shortcut: code without it is right for one as well.
+
+    So an export takes it of a batch, too.
+    """
+    if isinstance(note, sympy.Ne):
+        return True
+    if isinstance(note, (sympy.Lt, sympy.Gt)):
+        return bool(note.lts == 1)
+    return isinstance(note, (sympy.Le, sympy.Ge)) and bool(note.lts == 2)
+
+
+def _true(note: Any, sizes: dict[Any, int]) -> bool:
+    return bool(note.xreplace({symbol: sympy.Integer(n) for symbol, n in sizes.items() if symbol is not None}))

@@ -1,0 +1,51 @@
+"""A program becomes a library: machine code, and the tensors that it reads beside its input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vggt_compile import caches
+from vggt_compile.artifact.manifest import Entry
+from vggt_compile.artifact.program import Program
+
+
+@dataclass(frozen=True)
+class Library:
+    """A compiled program: its files, and the tensors that it reads beside its input."""
+
+    entry: Entry
+    files: list[str]
+    constants: Mapping[str, Tensor]
+
+
+def library(made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any]) -> Library:
+    """Compile a program. The first one holds its weights, others are given them when they are loaded."""
+    settings = {
+        **inductor,
+        "aot_inductor.package": True,
+        "aot_inductor.output_path": str(folder / name),
+        "aot_inductor.package_constants_in_so": not first,
+        "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # adds a list of them to the files
+        "aot_inductor.metadata": {"vggt_compile.span": str(made.span), "vggt_compile.plan": made.report.plan},
+    }
+    exported = made.exported
+    assert exported.example_inputs is not None
+    args, kwargs = exported.example_inputs
+    with caches.told():
+        found = torch._inductor.aot_compile(exported.module(check_guards=False), args, kwargs, options=settings)
+    assert isinstance(found, list)
+    files = [file for file in found if isinstance(file, str) and file]
+    constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
+    known = first[0].constants if first else constants
+    own = tuple(sorted(key for key, tensor in constants.items() if not _same(tensor, known.get(key))))
+    return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants)
+
+
+def _same(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)

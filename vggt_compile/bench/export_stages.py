@@ -1,0 +1,125 @@
+"""What each process of `bench.export` does: it prints results as JSON lines, the first one when it can be called.
+
+A stage that is to be timed with the machine to itself waits for a line before it times anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+Args = argparse.Namespace
+
+
+def export(args: Args) -> None:
+    import vggt_compile
+    from vggt_compile.recipes import read_named
+
+    model, images = load_model(args), torch.zeros(1, 4, 3, *args.size, device=args.device)
+    path, start = args.work / "model.pt2", time.perf_counter()
+    plan, frames = read_named(args.plan)[1], tuple(args.range)
+    made = vggt_compile.export(model, images, plan=plan, frames=frames, precision=args.precision, path=path)
+    entries = {str(entry.span): entry.report["attention_left"] for entry in made.entries}
+    say(seconds=time.perf_counter() - start, bytes=path.stat().st_size, attention_left=entries)
+    say(architecture=made.architecture, torch=made.torch, vggt_compile=made.vggt_compile)
+
+
+def artifact(args: Args) -> None:
+    """Loading begins with the package, as it does for a user; torch is imported already and knows the device."""
+    torch.zeros(1, device=args.device)
+    start = time.perf_counter()
+    import vggt_compile
+
+    run = vggt_compile.load(args.work / "model.pt2")
+    loaded = time.perf_counter()
+    run(pictures(args, min(args.frames)))
+    synchronize(args)
+    say(load_s=loaded - start, first_answer_s=time.perf_counter() - start)
+    time_all(run, args)
+
+
+def jit(args: Args, outline: bool = False, warm: bool = False) -> None:
+    """The same plan through torch.compile, under the autocast that the artifact has inside."""
+    from vggt_compile import vggt_sparse
+    from vggt_compile.recipes import read_named
+
+    model, options = load_model(args), cast(Any, {"plan": read_named(args.plan)[1], "outline": outline})
+    run = torch.compile(model, backend=vggt_sparse, options=options)
+    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
+        start = time.perf_counter()
+        run(pictures(args, min(args.frames)))
+        synchronize(args)
+        say(first_answer_s=time.perf_counter() - start, caches=cache_counts())
+        if not warm:
+            time_all(run, args)
+
+
+STAGES: dict[str, Callable[[Args], None]] = {
+    "export": export,
+    "artifact": artifact,
+    "jit": jit,
+    "outline": lambda args: jit(args, outline=True),
+    "jit-again": lambda args: jit(args, warm=True),
+    "outline-again": lambda args: jit(args, outline=True, warm=True),
+}
+
+
+def say(**results: Any) -> None:
+    print(json.dumps(results), flush=True)
+
+
+def load_model(args: Args) -> nn.Module:
+    """With random weights, seeded."""
+    torch.manual_seed(0)
+    if args.upstream:
+        from vggt_compile.bench.worker import load
+
+        return load({"model": args.model, "upstream": args.upstream})
+    from vggt_compile import models
+
+    given = {"outputs": tuple(args.outputs)} if args.outputs else {}
+    return getattr(models, args.model)(args.preset, **given).eval().to(args.device)
+
+
+def pictures(args: Args, frames: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(1, frames, 3, *args.size, generator=generator).to(args.device)
+    torch._dynamo.maybe_mark_dynamic(images, 1)  # for the compile, as in the other benchmarks
+    return images
+
+
+def time_all(run: Callable[[Tensor], Any], args: Args) -> None:
+    """Median seconds of a call for each frame count, after one that is not counted."""
+    sys.stdin.readline()
+    for frames in args.frames:
+        images = pictures(args, frames)
+        times = [seconds(run, images, args) for _ in range(2)][1:]
+        while len(times) < 5 and sum(times) < args.patience:
+            times.append(seconds(run, images, args))
+        say(steady_s={str(frames): statistics.median(times)}, calls={str(frames): len(times)})
+
+
+def seconds(run: Callable[[Tensor], Any], images: Tensor, args: Args) -> float:
+    synchronize(args)
+    start = time.perf_counter()
+    run(images)
+    synchronize(args)
+    return time.perf_counter() - start
+
+
+def synchronize(args: Args) -> None:
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def cache_counts() -> dict[str, int]:
+    """What AOTAutograd's cache, the outermost one, found."""
+    return {name: n for name, n in torch._dynamo.utils.counters["aot_autograd"].items() if "autograd_cache" in name}

@@ -1,0 +1,35 @@
+"""What PyTorch's caches of compiled graphs have to know: which code made a graph, and that it may be kept.
+
+Models of this field switch autocast off and on inside, as before their heads. AOTAutograd's cache refuses graphs that
+hold such calls, since their functions are private ones of torch; but all that they depend on is in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.amp import autocast_mode
+
+from vggt_compile.sources import source_hash
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Compiles inside the block are kept, and found again where sources and autocast are the same."""
+    functions = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
+    kept = {f"{function.__module__}.{function.__name__}": torch.__version__ for function in functions}
+    known = torch._inductor.config.unsafe_marked_cacheable_functions
+    tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}-{autocast()}"
+    with (
+        torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
+        torch._inductor.config.patch(unsafe_marked_cacheable_functions={**kept, **known}),
+    ):
+        yield
+
+
+def autocast() -> str:
+    """Devices and dtypes, which torch 2.11 leaves out of its key: it knows whether there is autocast at all."""
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    return ",".join(f"{device}:{torch.get_autocast_dtype(device)}" for device in devices)
