@@ -169,6 +169,42 @@ def test_bad_input_is_one_line(argv: tuple[str, ...], part: str, tmp_path: Path,
     assert part in fails(capsys, "analyze", *argv, "--out", str(tmp_path))
 
 
+FACTORIES = """
+import torch
+from alternating import Spec, build
+
+def inside_frames():
+    return torch.nn.Sequential(torch.nn.Flatten(0, 1), build(Spec()).patch_embed)
+
+def not_numbers():
+    model = build(Spec())
+    torch.nn.init.constant_(model.global_blocks[0].attn.proj.weight, torch.nan)
+    return model
+"""
+
+
+@pytest.mark.filterwarnings("ignore:vggt_compile")
+@pytest.mark.parametrize(
+    ("factory", "options", "part"),
+    [
+        ("inside_frames", (), "none of the 0 attentions of this model is over frames"),
+        ("not_numbers", (), "activations at layer 1 (global_blocks.1.attn) are not numbers"),
+        ("not_numbers", ("--images", "views"), "views: 2 images, but --frames asks for 3"),
+    ],
+)
+def test_models_and_folders_that_cannot_be_analyzed(
+    factory: str, options: tuple[str, ...], part: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "factories_to_analyze.py").write_text(FACTORIES)
+    (tmp_path / "views").mkdir()
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (14, 10), "red").save(tmp_path / "views" / name)
+    model = f"factories_to_analyze:{factory}"
+    assert part in fails(capsys, "analyze", model, "--frames", "3", "--size", "10", "14", *options)
+
+
 # The benchmark, as far as it runs without a GPU
 
 
