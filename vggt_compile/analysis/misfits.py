@@ -64,7 +64,7 @@ def misfits(profiles: Sequence[Profile], fit: Fit, factor: float = 2.0) -> list[
         worst = max(off, key=lambda layer: abs(off[layer][0]))
         jump, low, high = off[worst]
         found.append(
-            "at the fitted pace, one layer from its own measured input is off beyond its interval at layers "
+            "as fitted, one layer from its own measured input is off beyond its interval at layers "
             f"{_named(off)}; most at layer {worst}: log(1 − ρ) by {jump:+.2g} ({low:+.2g} to {high:+.2g})"
         )
     if fit.explained < 0.5:

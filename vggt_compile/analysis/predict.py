@@ -60,6 +60,6 @@ def _mixing(found: Prediction) -> Iterator[str]:
     moved = "" if found.change is None else f", and the last layer's predicted cosine changes by {found.change:+.1g}"
     yield (
         f"fewer keys: mixing is {where}; at layer {most.layer}, where they do most, D falls from {most.mixing:.4f} to "
-        f"{most.kept:.4f} with {most.keys:.0f} of {most.tokens} keys, and it takes {most.saturates:.0f} to saturate it"
+        f"{most.kept:.4f} with {most.keys:.0f} of {most.tokens} keys and is saturated from {most.saturates:.0f} on"
         f"{moved}"
     )
