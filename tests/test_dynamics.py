@@ -245,6 +245,17 @@ def test_collapse_is_one_over_depth_in_every_description() -> None:
         assert slope(rows, "depth", name) == pytest.approx(-1, abs=0.02)
 
 
+@pytest.mark.parametrize(("cosine", "radius"), [(0.3, 1.0), (0.6, 2.5)])
+def test_the_constant_of_collapse_is_the_first_gap_times_its_radius_squared(cosine: float, radius: float) -> None:
+    """With many tokens; a thousand miss it by 1/700, and early depths by more."""
+    depths = [8.0, 1e5]
+    early, late = (equiangular.solve(cosine, depths, 1e9, 1.0, radius) * torch.tensor(depths).double() ** 2).tolist()
+    assert late == pytest.approx((1 - cosine) * radius**2, rel=1e-4)
+    assert early < 0.99 * late
+    fewer = float(equiangular.solve(0.3, [1e5], 1000, 1.0, 1.0)[0]) * 1e10
+    assert fewer == pytest.approx(0.701, abs=5e-4)
+
+
 def test_what_starts_near_the_antipode_sets_the_distance_in_few_dimensions() -> None:
     """With the norm after the layer, W2² ~ e^{−t} on the circle, t e^{−2t} on S², e^{−2t} from four dimensions on."""
     times = torch.tensor([6.0, 8.0, 10.0], dtype=torch.float64)

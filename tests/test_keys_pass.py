@@ -298,6 +298,7 @@ def test_flops_count_kept_keys_the_mean_and_own_keys_of_dropped_tokens(setting: 
     run(build(SPEC), scene(2), capture=(capture := Capture(plan=plan(**setting), strict=True)))
     row = capture.report.global_rows[0]
     assert row.flops_after == 2 * 4 * 2 * 16 * (160 * keys + own)
+    assert row.keys == keys + own / 160
     assert row.flops_before == 2 * 4 * 2 * 16 * 160**2
     assert not row.at_least
 

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vggt_compile import registry
 from vggt_compile.errors import PlanError
-from vggt_compile.measures.attention import entropy, logits, mass
+from vggt_compile.measures.attention import entropy, itself, logits, mass
 from vggt_compile.measures.blocks import recall, sparsity
 from vggt_compile.measures.contraction import contraction, mixing
 from vggt_compile.measures.sample import drawn, mean
 from vggt_compile.measures.spectrum import effective_rank, spectrum, token_spectrum
-from vggt_compile.measures.tokens import cosine, redundancy, residual, step
+from vggt_compile.measures.tokens import cosine, length, redundancy, residual, step
 
 SHARP = 200.0
 """A logit beside zeros that takes all attention, to the last bit of fp64."""
@@ -54,6 +54,7 @@ def test_uniform_attention(tokens: int) -> None:
     given = operands(torch.zeros(tokens, 3), noise(tokens, 3))
     assert values(logits(*given)) == [0]
     assert values(entropy(*given)) == pytest.approx([1])
+    assert values(itself(*given)) == pytest.approx([1 / tokens])
     assert values(spectrum(*given)) == pytest.approx([1, 1, 0], abs=1e-6)
     assert values(contraction(*given[:2], noise(1, tokens, 5), 1.0))[0] > 20
 
@@ -90,6 +91,7 @@ def test_equal_weight_for_all_others(tokens: int, c: float) -> None:
     own = math.exp(c)
     lam, total = (own - 1) / (own + tokens - 1), own + tokens - 1
     given = equicorrelated(tokens, c)
+    assert values(itself(*given)) == pytest.approx([math.exp(c) / (math.exp(c) + tokens - 1)], rel=1e-5)
     sigma = torch.tensor([1.0, *[lam] * (tokens - 1)])
     stable = 1 + (tokens - 1) * lam**2
     assert values(spectrum(*given)) == pytest.approx([effective_rank(sigma).item(), stable, lam], rel=1e-5)
@@ -198,6 +200,7 @@ def test_means_that_tell_nothing_miss_what_the_best_blocks_hold() -> None:
 def test_equiangular_tokens(tokens: int, rho: float) -> None:
     x = torch.cat((torch.full((tokens, 1), math.sqrt(rho)), math.sqrt(1 - rho) * torch.eye(tokens)), 1).double()[None]
     assert values(cosine(x)) == pytest.approx([rho], abs=1e-6)
+    assert values(length(3 * x)) == pytest.approx([3])
     assert values(residual(x)) == pytest.approx([math.sqrt((1 - rho) * (tokens - 1) / tokens)], rel=1e-5)
     want = [tokens - 1, tokens - 1, 1, 1 / (tokens - 1)]
     assert values(token_spectrum(x)) == pytest.approx(want, rel=1e-4)

@@ -182,6 +182,7 @@ def test_flops_count_the_queries_that_are_left(setting: dict, queries: int) -> N
     run(build(SPEC), scene(2), capture=(capture := Capture(plan=plan(**setting), strict=True)))
     row = capture.report.global_rows[0]
     assert row.flops_after == 2 * 4 * 2 * 16 * queries * 200
+    assert row.keys == 200
     assert row.flops_before == 2 * 4 * 2 * 16 * 200**2
 
 

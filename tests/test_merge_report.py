@@ -47,6 +47,7 @@ def test_flops_count_the_tokens_that_are_left(setting: dict, tokens: int) -> Non
     run(build(SPEC), scene(2), capture=(capture := Capture(plan=plan(**setting), strict=True)))
     row = capture.report.global_rows[0]
     assert row.flops_after == 2 * 4 * 2 * 16 * tokens**2
+    assert row.keys == tokens
     assert row.flops_before == 2 * 4 * 2 * 16 * 160**2
     assert not row.at_least
 

@@ -18,12 +18,14 @@ from vggt_compile import Plan, registry
 from vggt_compile.__main__ import main
 from vggt_compile.analysis import profile_picture
 from vggt_compile.analysis.changes import change, changes
+from vggt_compile.analysis.predict import predict
 from vggt_compile.analysis.profile import Point, Profile, profile
 from vggt_compile.bench import probes as bench
 from vggt_compile.errors import BadInput
 
 SPEC = Spec(head_dim=16)
 EVERY = [entry.name for entry in registry.measures()]
+THIN = {"layers": {"*": {"keys": {"method": "grid", "stride": [1, 2]}}}}
 MERGE = {"layers": {"*": {"tokens": {"method": "merge", "ratio": 0.5}}}}
 
 
@@ -101,7 +103,9 @@ def test_pictures_of_one_line_and_of_many(counts: tuple[int, ...], measures: lis
     found: list[Profile] = [
         profile(build(SPEC), [scene(frames=count)], plan, measures) for count in counts for plan in plans.values()
     ]
-    profile_picture.draw(found, "a title", tmp_path / "collapse.png")
+    predictions = [predict(one) for one in found]
+    assert bool(predictions[0].lines) == (len(measures) > 1)
+    profile_picture.draw(found, "a title", tmp_path / "collapse.png", predictions)
     with Image.open(tmp_path / "collapse.png") as image:
         assert len(image.convert("L").getcolors()) > 20
 
@@ -119,6 +123,29 @@ def test_the_command_writes_a_picture_and_json(tmp_path: Path, capsys: pytest.Ca
         assert [layer["layer"] for layer in found["layers"]] == list(range(8))
         assert all(0 < layer["entropy"]["value"] <= 1 and layer["cosine"]["error"] == 0 for layer in found["layers"])
     assert (tmp_path / "collapse.png").stat().st_size > 10_000
+    page = (tmp_path / "collapse.md").read_text()
+    assert page.count("\n## ") == 3  # two profiles, and changes
+    assert "note: cosines are not predicted: that takes the measure itself or logits" in page
+
+
+def test_the_command_sets_predictions_beside_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model with random weights, as the benchmark on a GPU runs it, with what predictions need."""
+    options = ["--random", "--frames", "2,3", "--plans", "keys=" + json.dumps(THIN), "--size", "28", "42"]
+    measures = "cosine,length,step,residual,logits,itself,entropy,spectrum"
+    assert main(["analyze", "vggt-tiny", *options, "--measures", measures, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "collapse.json").read_text())
+    assert record["settings"]["weights"] == "random"
+    assert [(p["plan"], p["frames"]) for p in record["predictions"]] == [
+        (p["plan"], p["frames"]) for p in record["profiles"]
+    ]
+    for found, measured in zip(record["predictions"], record["profiles"], strict=True):
+        assert set(found["lines"]) >= {"cosine", "next_cosine", "residual_ratio", "entropy", "attention_sigma_ratio"}
+        keys = [layer["keys"] for layer in measured["layers"]]
+        assert [layer["keys"] for layer in found["mixed"]["itself"]] == keys
+        assert all((one < measured["tokens"]) == (found["plan"] == "keys") for one in keys)
+    printed = capsys.readouterr().out
+    assert "fitted: pace " in printed
+    assert "theory: fewer keys: mixing is" in printed
 
 
 @pytest.mark.parametrize(
@@ -134,10 +161,48 @@ def test_the_command_writes_a_picture_and_json(tmp_path: Path, capsys: pytest.Ca
         (("pi3-small", "--images", "no/such/folder"), "no such folder"),
         (("no_such_module:build",), "cannot import no_such_module:build"),
         (("vggt-tiny",), "no trained weights of vggt-tiny come with the package"),
+        (("pi3-small", "--random"), "--random: pi3-small has weights"),
+        (("vggt-tiny", "--random", "--checkpoint", "model.pt"), "--random: vggt-tiny has weights"),
     ],
 )
 def test_bad_input_is_one_line(argv: tuple[str, ...], part: str, tmp_path: Path, capsys: Any) -> None:
     assert part in fails(capsys, "analyze", *argv, "--out", str(tmp_path))
+
+
+FACTORIES = """
+import torch
+from alternating import Spec, build
+
+def inside_frames():
+    return torch.nn.Sequential(torch.nn.Flatten(0, 1), build(Spec()).patch_embed)
+
+def not_numbers():
+    model = build(Spec())
+    torch.nn.init.constant_(model.global_blocks[0].attn.proj.weight, torch.nan)
+    return model
+"""
+
+
+@pytest.mark.filterwarnings("ignore:vggt_compile")
+@pytest.mark.parametrize(
+    ("factory", "options", "part"),
+    [
+        ("inside_frames", (), "none of the 0 attentions of this model is over frames"),
+        ("not_numbers", (), "activations at layer 1 (global_blocks.1.attn) are not numbers"),
+        ("not_numbers", ("--images", "views"), "views: 2 images, but --frames asks for 3"),
+    ],
+)
+def test_models_and_folders_that_cannot_be_analyzed(
+    factory: str, options: tuple[str, ...], part: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "factories_to_analyze.py").write_text(FACTORIES)
+    (tmp_path / "views").mkdir()
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (14, 10), "red").save(tmp_path / "views" / name)
+    model = f"factories_to_analyze:{factory}"
+    assert part in fails(capsys, "analyze", model, "--frames", "3", "--size", "10", "14", *options)
 
 
 # The benchmark, as far as it runs without a GPU

@@ -24,6 +24,7 @@ def test_flops_are_those_of_the_products() -> None:
     inner, outer = capture.report.rows
     per_pair = 4 * 2 * 8  # two products of 2·D operations, two heads
     assert (inner.flops_before, inner.flops_after) == (per_pair * 6 * 11**2, per_pair * 6 * 11**2)
+    assert inner.keys == 11
     assert (outer.flops_before, outer.flops_after) == (per_pair * 2 * 33**2, per_pair * 2 * 3 * 11**2)
     left = (6 * 11**2 + 2 * 3 * 11**2) / (6 * 11**2 + 2 * 33**2)
     assert capture.report.attention_left() == pytest.approx(left, rel=1e-12)

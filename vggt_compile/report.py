@@ -22,6 +22,7 @@ class Row:
             `weighted`; or `spelled out` for products around a softmax that were left as they are.
         flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
         reason: why the site was left alone, or an axis of its policy was; None where the plan was applied in full.
+        keys: that a query reads, mean over queries; None where the site could not be read.
         at_least: the data decide how much is computed, and `flops_after` is the least.
         measured: each run of the graph hands out how much it was, see `collect_densities`.
     """
@@ -43,6 +44,7 @@ class Row:
     reason: str | None
     at_least: bool = False
     measured: bool = False
+    keys: float | None = None
 
 
 @dataclass(frozen=True)

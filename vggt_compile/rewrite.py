@@ -302,7 +302,13 @@ class _GraphRewrite:
             reason=reason,
             at_least=state.at_least,
             measured=state.blocks is not None and self.densities is not None,
+            keys=number(state.pairs) / queries if (queries := self._queries(state)) else None,
         )
+
+    def _queries(self, state: AttentionState) -> int:
+        """How many, over all batch items; 0 where inputs do not tell it."""
+        shapes = [dialect.value(x).shape for x in (state.q, state.dense_q) if x is not None]
+        return sum(hint(times(size_of(shape[0]), size_of(shape[2])), self.symbols) for shape in shapes)
 
 
 def _find_calls(gm: GraphModule) -> tuple[list[AttentionCall], list[Row]]:

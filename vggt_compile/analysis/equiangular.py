@@ -9,6 +9,7 @@ Karagodin et al. (arXiv 2510.22026). Here it is written for the gap δ = 1 − �
 
 Derived here, of the last line: near collapse ṙ → 1, so r ~ t, (log δ)˙ ~ −2/t and δ ~ C/t². Distances between tokens
 are √(2δ), so those to the limit fall as 1/t: with the norm before the layer collapse is O(1/L) in depth L.
+With n → ∞ dδ/dr = −2δ/r, so δ r² is constant and C = δ_0 r_0².
 """
 
 from __future__ import annotations

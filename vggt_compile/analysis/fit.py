@@ -2,8 +2,9 @@
 
 From the cosine at the first global attention, measured steps Δ_l, β_l and n_l predict the cosines at all later ones.
 Two factors may be fitted: `pace`, which multiplies every step, and `sharpness`, which multiplies every β. A pace of 1
-is the theory as it stands; 0.3 says that attention gathers tokens as 0.3 of its update would with V = identity. Errors
-are of log(1 − ρ), in which collapse is straight. Intervals are percentiles over bootstrap samples of scenes.
+is the theory as it stands; 0.3 says that attention gathers tokens as 0.3 of its update would with V = identity, and one
+below 0 that tokens part. Errors are of log(1 − ρ), in which collapse is straight. Intervals are percentiles over
+bootstrap samples of scenes.
 
 Where a model breaks the assumptions: Q, K, V and the output projection are not the identity and heads differ, so an
 update need not point at the mean; MLPs, frame attention and residual norms between two global attentions move tokens
@@ -65,6 +66,7 @@ class Fit:
     predicted: list[float]
     token_rank: list[float]  # stable rank of unit tokens that is predicted, a bound from above
     residuals: list[float]  # of log(1 − ρ), measured less predicted, mean over scenes
+    cosine_intervals: list[Interval]  # of ρ, measured less predicted, fitted to each sample; empty with one scene
     jumps: list[float]  # the same over each layer but the last from its own measured input
     jump_intervals: list[Interval]  # empty with one scene
     explained: float  # share of the variance of log(1 − ρ) over layers and scenes; below 0 is worse than the mean
@@ -78,17 +80,19 @@ def fit(profiles: Sequence[Profile], fitted: Sequence[str] = ("pace",), samples:
     measured = Measured.of(profiles)
     scenes = len(profiles)
     best = _least_squares(measured, fitted, torch.ones(1, scenes, dtype=torch.float64))
-    values = dict(zip(fitted, best[0].exp().tolist(), strict=True))
+    values = {name: float(value) for name, value in _factors(best[0], fitted).items()}
     factors = {name: values.get(name, 1.0) for name in PARAMETERS}
     intervals: dict[str, Interval] = {}
     jumps = one_layer(measured, **factors)
+    jump_spans: list[Interval] = []
     spans: list[Interval] = []
     if scenes > 1:
         counts = resampled(scenes, samples, seed)
-        drawn = _least_squares(measured, fitted, counts, best).exp()
-        intervals = {name: interval(drawn[:, index]) for index, name in enumerate(fitted)}
-        means = counts @ jumps / scenes
-        spans = [interval(means[:, index]) for index in range(means.shape[1])]
+        drawn = _factors(_least_squares(measured, fitted, counts, best), fitted)
+        intervals = {name: interval(drawn[name][:, 0]) for name in fitted}
+        jump_spans = _columns(counts @ jumps / scenes)
+        left = predict(measured, **drawn) - measured.gap
+        spans = _columns(torch.einsum("rs,rsl->rl", counts, left) / scenes)
     gaps = predict(measured, **factors)
     residuals = measured.gap.log() - gaps.log()
     spread = measured.gap[:, 1:].log()
@@ -100,19 +104,30 @@ def fit(profiles: Sequence[Profile], fitted: Sequence[str] = ("pace",), samples:
         predicted=(1 - gaps).mean(0).tolist(),
         token_rank=equiangular.stable_rank(gaps, measured.tokens).mean(0).tolist(),
         residuals=residuals.mean(0).tolist(),
+        cosine_intervals=spans,
         jumps=jumps.mean(0).tolist(),
-        jump_intervals=spans,
+        jump_intervals=jump_spans,
         explained=1 - float(residuals[:, 1:].square().sum() / (spread - spread.mean()).square().sum()),
     )
 
 
 def _least_squares(measured: Measured, fitted: Sequence[str], counts: Tensor, start: Tensor | None = None) -> Tensor:
-    """Logs of factors [R, P] that minimise the squares of scenes weighted by each row of counts [R, S]."""
+    """Parameters [R, P] that minimise the squares of scenes weighted by each row of counts [R, S]."""
     if start is None:
-        start = torch.zeros(1, len(fitted), dtype=torch.float64)
+        start = torch.tensor([[1.0 if name == "pace" else 0.0 for name in fitted]], dtype=torch.float64)
 
-    def residuals(logs: Tensor) -> Tensor:
-        factors = {name: logs[:, index : index + 1].exp() for index, name in enumerate(fitted)}
-        return (predict(measured, **factors).log() - measured.gap.log())[..., 1:]
+    def residuals(parameters: Tensor) -> Tensor:
+        return (predict(measured, **_factors(parameters, fitted)).log() - measured.gap.log())[..., 1:]
 
     return least_squares(residuals, counts[..., None], start.repeat(len(counts) // len(start), 1))
+
+
+def _factors(parameters: Tensor, fitted: Sequence[str]) -> dict[str, Tensor]:
+    """Of parameters [..., P], each [..., 1]: a pace as it is, for it may be negative, a sharpness by its logarithm."""
+    columns = {name: parameters[..., index : index + 1] for index, name in enumerate(fitted)}
+    return {name: value if name == "pace" else value.exp() for name, value in columns.items()}
+
+
+def _columns(drawn: Tensor) -> list[Interval]:
+    """The interval of each column of samples [R, L]."""
+    return [interval(column) for column in drawn.T]

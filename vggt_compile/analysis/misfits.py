@@ -56,13 +56,17 @@ def misfits(profiles: Sequence[Profile], fit: Fit, factor: float = 2.0) -> list[
     pace = fit.intervals.get("pace")
     if pace and not pace[0] <= 1 <= pace[1]:
         word = "less" if pace[1] < 1 else "more"
-        found.append(
-            f"the pace is {fit.values['pace']:.3g} ({pace[0]:.3g} to {pace[1]:.3g}), not 1: updates gather tokens "
-            f"{word} than with V = identity"
-        )
-    off = [layer for layer, (low, high) in zip(fit.layers, fit.jump_intervals, strict=False) if low > 0 or high < 0]
+        does = "tokens part" if pace[1] < 0 else f"updates gather tokens {word} than with V = identity"
+        found.append(f"the pace is {fit.values['pace']:.3g} ({pace[0]:.3g} to {pace[1]:.3g}), not 1: {does}")
+    jumps = zip(fit.layers, fit.jumps, fit.jump_intervals, strict=False)
+    off = {layer: (jump, low, high) for layer, jump, (low, high) in jumps if low > 0 or high < 0}
     if off:
-        found.append(f"one layer from its own measured input is off beyond its interval at layers {_named(off)}")
+        worst = max(off, key=lambda layer: abs(off[layer][0]))
+        jump, low, high = off[worst]
+        found.append(
+            "as fitted, one layer from its own measured input is off beyond its interval at layers "
+            f"{_named(off)}; most at layer {worst}: log(1 − ρ) by {jump:+.2g} ({low:+.2g} to {high:+.2g})"
+        )
     if fit.explained < 0.5:
         found.append(f"the prediction explains {fit.explained:.0%} of the variance of log(1 − ρ): it is no description")
     return [*found, *_clusters(profiles, factor), *_spectra(profiles, factor), *_untold(profiles, fit)]
@@ -104,6 +108,8 @@ def _untold(profiles: Sequence[Profile], fit: Fit) -> Iterable[str]:
     shares = [float(mixing(entry.tokens, entry.beta, 1 - entry.cosine)) for profile in profiles for entry in profile]
     if "sharpness" in fit.values and min(shares) > 0.99:
         yield "more than 99 % of attention leaves the token at every layer: these profiles do not tell the sharpness"
+    if "pace" in fit.values and max(shares) < 0.01:
+        yield "less than 1 % of attention leaves the token at any layer: these profiles do not tell the pace"
 
 
 def _named(layers: Iterable[int]) -> str:

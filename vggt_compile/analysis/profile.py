@@ -16,7 +16,7 @@ from vggt_compile.errors import BadInput
 from vggt_compile.families import trace
 from vggt_compile.plan import Plan, read_probe
 from vggt_compile.probes import Probe, collect_probes
-from vggt_compile.report import Report, collect_reports
+from vggt_compile.report import Report, Row, collect_reports
 
 Layers = Mapping[int, Mapping[str, Probe]]
 """Layer → quantity → what one scene gave."""
@@ -45,6 +45,8 @@ class Profile:
         scenes: what was measured on each.
         rewritten: how many layers the plan rewrote.
         notes: what could not be measured or rewritten, and why.
+        sites: layer → what the report says of it.
+        queries: so many are drawn for singular values of attention.
     """
 
     plan: str
@@ -53,6 +55,8 @@ class Profile:
     scenes: Sequence[Layers]
     rewritten: int = 0
     notes: list[str] = field(default_factory=list)
+    sites: Mapping[int, Row] = field(default_factory=dict)
+    queries: int | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -80,11 +84,11 @@ class Profile:
             "tokens": self.tokens,
             "rewritten": self.rewritten,
             "notes": self.notes,
-            "layers": [{"layer": layer, "path": self._path(layer), **self._layer(layer)} for layer in self.layers],
+            "layers": [{"layer": layer, **self._site(layer), **self._layer(layer)} for layer in self.layers],
         }
 
-    def _path(self, layer: int) -> str:
-        return next(iter(self.scenes[0][layer].values())).path
+    def _site(self, layer: int) -> dict[str, Any]:
+        return {"path": self.sites[layer].path, "keys": self.sites[layer].keys}
 
     def _layer(self, layer: int) -> dict[str, Any]:
         def entry(quantity: str) -> dict[str, Any]:
@@ -120,7 +124,8 @@ def profile(model: nn.Module, scenes: Sequence[Tensor], plan: Plan, measures: Se
     frames = scenes[0].shape[1]
     if frames < 2:
         raise BadInput("one frame only: collapse is that of attention between frames, which needs two or more")
-    options: Any = {"plan": replace(plan, probe=read_probe(measures))}
+    probe = read_probe(measures)
+    options: Any = {"plan": replace(plan, probe=probe)}
     trace.arm()
     compiled = torch.compile(fresh_call(), backend=vggt_sparse_eager, dynamic=False, options=options)
     found: list[Layers] = []
@@ -132,13 +137,15 @@ def profile(model: nn.Module, scenes: Sequence[Tensor], plan: Plan, measures: Se
                 raise BadInput(_nothing(reports))
             _check_numbers(probes.layers)
             found.append(probes.layers)
-    rows = [row for report in reports for row in report.global_rows]
-    tokens = next((row.frames or 0) * (row.per_frame or 0) for row in rows if row.layer is not None)
+    sites = {row.layer: row for report in reports for row in report.global_rows if row.layer is not None}
+    tokens = next((row.frames or 0) * (row.per_frame or 0) for row in sites.values())
     notes = list(dict.fromkeys(note for report in reports for note in report.notes))
     if not plan.dense:
-        reasons = dict.fromkeys(row.reason for row in rows if row.layer is not None and not row.axes and row.reason)
+        reasons = dict.fromkeys(row.reason for row in sites.values() if not row.axes and row.reason)
         notes += [f"layers left as they are: {reason}" for reason in reasons]
-    return Profile(plan.name, frames, tokens, found, sum(bool(row.axes) for row in rows), notes)
+    rewritten = sum(bool(row.axes) for row in sites.values())
+    drawn = next((dict(entry.parameters)["rows"] for entry in probe if entry.method == "spectrum"), None)
+    return Profile(plan.name, frames, tokens, found, rewritten, notes, sites, drawn)
 
 
 def _nothing(reports: Sequence[Report]) -> str:

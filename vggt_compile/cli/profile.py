@@ -1,5 +1,7 @@
 """Measure how far attention and tokens collapse, layer by layer: `analyze MODEL`, by numbers of frames and by plans.
 
+Beside it stands what theory predicts from the measured steps and logits, and where it is off (docs/collapse.md).
+
 MODEL is a trained model of this package, any written here with --checkpoint, or module:callable that gives an nn.Module
 with its weights. It sees rendered scenes that the shipped models were not trained on, or the images of a folder.
 """
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import warnings
 from dataclasses import replace
@@ -22,33 +23,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from vggt_compile.analysis.changes import Change
     from vggt_compile.analysis.profile import Profile
 
-HELP = "ranks, cosines and contraction at each global layer (`analyze MODEL` is this)"
-COLUMNS = {
-    "logit_scale": "logit\nscale",
-    "entropy": "entropy\n/ log n",
-    "attention_effective_rank": "eff. rank\nof A",
-    "attention_stable_rank": "stable\nrank",
-    "attention_sigma_ratio": "σ2 / σ1",
-    "across_frames": "across\nframes",
-    "blocks_95": "blocks\nfor 95 %",
-    "token_effective_rank": "eff. rank\nof JX",
-    "cosine": "cosine",
-    "residual_ratio": "‖JX‖\n/ ‖X‖",
-    "nearest_cosine": "nearest\ncosine",
-    "step": "step Δt",
-    "contraction": "D̂ of A",
-    "residual_contraction": "D̂ with\nresidual",
-    "value_contraction": "D̂ of\nvalues",
-}
-"""What the table shows of all that the JSON has."""
+HELP = "ranks, cosines and contraction at each global layer, measured and predicted (`analyze MODEL` is this)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="such as pi3-small, vggt-small or module:callable")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights for it, such as upstream's")
+    parser.add_argument("--random", action="store_true", help="random weights, where none come with the package")
     parser.add_argument("--frames", default="8,32", metavar="N,…", help="(default: 8,32)")
     parser.add_argument("--plans", default="dense,fastvggt", metavar="PLAN,…", help="(default: dense,fastvggt)")
     parser.add_argument("--measures", metavar="NAME,…", help="(default: all; docs/collapse.md lists them)")
@@ -68,10 +51,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vggt_compile.analysis import picture, profile_picture
     from vggt_compile.analysis.changes import changes
+    from vggt_compile.analysis.predict import predict
     from vggt_compile.analysis.profile import profile
     from vggt_compile.bench.accuracy.plans import read_plans
     from vggt_compile.cli.accuracy import read_frames
     from vggt_compile.cli.demo import output_folder
+    from vggt_compile.cli.profile_text import text
 
     counts, plans, measures = read_frames(args.frames), read_plans(args.plans), read_measures(args)
     device = read_device(args.device)
@@ -91,17 +76,23 @@ def run(args: argparse.Namespace) -> int:
     source = f"images of {args.images}" if args.images else _scene_text(args)
     height, width = scenes[0][0].shape[-2:]
     title = f"{args.model}, {source}, {height}×{width}"
-    profile_picture.draw(profiles, title, folder / "collapse.png")
+    predictions = [predict(found) for found in profiles]
+    profile_picture.draw(profiles, title, folder / "collapse.png", predictions)
     settings: dict[str, Any] = {"model": args.model, "weights": weights, "source": source, "size": [height, width]}
     record: dict[str, Any] = {
         "settings": settings,
         "probe": measures,
         "profiles": [found.to_dict() for found in profiles],
+        "predictions": [found.to_dict() for found in predictions],
     }
     compared = changes(profiles)
     record["changes"] = [found.to_dict() for found in compared]
-    (folder / "collapse.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1) if args.json else _text(profiles, compared, title, folder))
+    written = [folder / f"collapse.{kind}" for kind in ("png", "json", "md")]
+    written[1].write_text(json.dumps(record, indent=1) + "\n")
+    written[2].write_text(text(profiles, predictions, compared, title, page=True) + "\n")
+    names = ", ".join(map(str, written))
+    shown = f"{text(profiles, predictions, compared, title)}\n\nwritten: {names}"
+    print(json.dumps(record, indent=1) if args.json else shown)
     return 0
 
 
@@ -125,6 +116,8 @@ def _model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, s
     from vggt_compile.cli import subject
     from vggt_compile.cli.accuracy import fingerprint, load
 
+    if args.random:
+        return _random(args, device)
     if ":" not in args.model:
         model, weights = load(args.model, args.checkpoint, device)
         return model, weights, model.config.patch_size
@@ -132,6 +125,17 @@ def _model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, s
         raise BadInput(f"--checkpoint: {args.model} gives a model with its weights")
     found = subject.outline(args.model)
     return found.model.to(device), fingerprint(found.model), found.patch
+
+
+def _random(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, int]:
+    """Random weights with the gains of residual branches at 1: what depth, width and frames do by themselves."""
+    from vggt_compile.cli import subject
+    from vggt_compile.models import available
+
+    if ":" in args.model or args.checkpoint is not None or args.model in available():
+        raise BadInput(f"--random: {args.model} has weights; it is for models of this package without any")
+    found = subject.named(args.model, device)
+    return found.model, "random", found.patch
 
 
 def _scenes(args: argparse.Namespace, model: Any, patch: int, frames: int, device: torch.device) -> list[Tensor]:
@@ -160,38 +164,3 @@ def _scene_text(args: argparse.Namespace) -> str:
     last = args.seed + args.count - 1
     which = f"scenes {args.seed}–{last}" if args.count > 1 else f"scene {args.seed}"
     return f"{args.scene}, held-out {which}"
-
-
-def _text(profiles: list[Profile], compared: list[Change], title: str, folder: Path) -> str:
-    from tabulate import tabulate
-
-    parts = [title]
-    for found in profiles:
-        shown = {name: header for name, header in COLUMNS.items() if name in found.quantities}
-        curves = {name: found.curve(name) for name in shown}
-        rows = [(str(layer), *(_cell(curves[name].get(layer)) for name in shown)) for layer in found.layers]
-        parts.append(f"{found.plan}, {found.frames} frames, {found.tokens} tokens, {found.rewritten} layers rewritten")
-        parts.append(tabulate(rows, headers=("layer", *shown.values()), disable_numparse=True))
-        parts += [f"note: {note}" for note in found.notes]
-    parts += [_changes(compared)] if compared else []
-    parts.append(f"written: {folder / 'collapse.png'}, {folder / 'collapse.json'}")
-    return "\n\n".join(parts)
-
-
-def _changes(compared: list[Change]) -> str:
-    from tabulate import tabulate
-
-    names = list(dict.fromkeys(name for found in compared for name in found.quantities))
-    rows = [(found.of, found.against, *(_signed(found.quantities.get(name)) for name in names)) for found in compared]
-    headers = ("change of", "against", *(COLUMNS[name] for name in names))
-    return "means over layers, ± standard error over scenes\n\n" + tabulate(rows, headers, disable_numparse=True)
-
-
-def _signed(point: Any) -> str:
-    if point is None:
-        return ""
-    return f"{point.value:+.2g}" + ("" if math.isnan(point.error) else f" ± {point.error:.1g}")
-
-
-def _cell(point: Any) -> str:
-    return "" if point is None else f"{point.value:.3g}"

@@ -1,4 +1,4 @@
-"""How sharp an attention is, and where its mass goes: logit scale, entropy, special tokens, other frames.
+"""How sharp an attention is, and where its mass goes: logit scale, entropy, itself, special tokens, other frames.
 
 A is the attention matrix of one head, [N, N] with rows that sum to 1. It is never held: drawn rows of it are.
 """
@@ -38,6 +38,19 @@ def entropy(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 512, seed
     def of_head(q: Tensor, k: Tensor) -> Tensor:
         found = torch.special.entr(weights(q[places], k, scale)).sum(-1) / math.log(tokens)
         return quantities(mean(found, tokens))
+
+    return each_head(of_head, q, k)
+
+
+@measure("itself", "to_itself")
+def itself(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 512, seed: int = 0) -> Tensor:
+    """Share of a query's attention that its own key gets, mean over rows: 1 − D, the coefficient of mixing."""
+    tokens = q.shape[-2]
+    places = drawn(tokens, rows, seed, q.device)
+
+    def of_head(q: Tensor, k: Tensor) -> Tensor:
+        own = weights(q[places], k, scale).gather(1, places[:, None])[:, 0]
+        return quantities(mean(own, tokens))
 
     return each_head(of_head, q, k)
 

@@ -29,6 +29,12 @@ def residual(x: Tensor) -> Tensor:
     return _whole((spread(x) / size(x)).sqrt())
 
 
+@measure("length", "token_length")
+def length(x: Tensor) -> Tensor:
+    """‖X‖ / √N, the length of a token as the root of its mean square; exact."""
+    return _whole((size(x) / x.shape[1]).sqrt())
+
+
 @measure("step", "step", "residual_contraction")
 def step(x: Tensor, update: Tensor) -> Tensor:
     """Step size Δt = ‖update‖ / ‖X‖, and what the step contracts with the residual; exact.
