@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +66,7 @@ def calibrate(
     frames: int | None = None,
     cost: str = "auto",
     work: str | Path | None = None,
+    policies: Mapping[str, object] | Sequence[str] | None = None,
     prune: bool = True,
     progress: bool = False,
 ) -> Calibration:
@@ -78,6 +78,7 @@ def calibrate(
         frames: how many the plan is for, where costs should be those of more frames than the images have.
         cost: `flops`, `time`, or `auto`: time on a GPU, FLOPs on a CPU and where `frames` is another number.
         work: a file of results, for going on where a run stopped; it belongs to one model and its images.
+        policies: candidates by name, as in plans, or names of some of `vggt_compile.auto.candidates` (default: all).
         prune: leave out what probes call hopeless.
         progress: show a bar on stderr, where tqdm is installed.
 
@@ -85,25 +86,52 @@ def calibrate(
         BadInput: images that cannot be used, no attention over frames, or outputs that are not numbers.
     """
     scenes = checked(images)
-    settings: dict[str, Any] = {"dtype": _dtype(scenes[0])}
-    gauge = Gauge(model, scenes, None if work is None else Path(work), settings)
+    frames = scenes[0].shape[1] if frames is None else frames
+    other = frames != scenes[0].shape[1]
+    by_time = _by_time(cost, scenes[0], other)
+    gauge = Gauge(model, scenes, None if work is None else Path(work), {"dtype": _dtype(scenes[0])})
     runner = gauge.runner
-    family = runner.report(Plan()).family
-    policies = candidates(family)
-    counted = here = costs.flops(runner, policies)
-    if other := frames is not None and frames != gauge.frames:
-        counted = costs.flops(Traced(model, scenes[0].new_zeros(1, frames, *scenes[0].shape[2:])), policies)
+    chosen = read_policies(policies, candidates(runner.report(Plan()).family))
+    counted = here = costs.flops(runner, chosen)
+    if other:
+        counted = costs.flops(Traced(model, scenes[0].new_zeros(1, frames, *scenes[0].shape[2:])), chosen)
     _ = gauge.dense  # says now where the model gives no numbers
-    timed = costs.seconds(runner, scenes[0], here, policies) if _by_time(cost, scenes[0], other) else None
-    left_out = hopeless(runner, scenes[0]) if prune else {}
-    tried = {layer: [n for n in found if n not in left_out.get(layer, {})] for layer, found in counted.layers.items()}
-    alone = {(layer, name): _alone(layer, name, policies) for layer, names in tried.items() for name in names}
-    whole = {name: _together(name, policies, tried) for name in policies if name != DENSE}
+    timed = costs.seconds(runner, scenes[0], here, chosen) if by_time else None
+    left_out = hopeless(runner, scenes[0], chosen) if prune else {}
+    tried = {
+        layer: {name: chosen[name] for name in found if name not in left_out.get(layer, {})}
+        for layer, found in counted.layers.items()
+    }
+    errors, factors = measured(gauge, tried, progress)
+    return Calibration(gauge, chosen, errors, factors, counted, timed, left_out)
+
+
+def measured(
+    gauge: Gauge, tried: Mapping[int, Mapping[str, Policy]], progress: bool
+) -> tuple[Errors, Mapping[str, float]]:
+    """The error of each candidate at each layer alone, and the factors from running it at all of them."""
+    alone = {(layer, name): composed({layer: p}, name) for layer, found in tried.items() for name, p in found.items()}
+    names = dict.fromkeys(name for found in tried.values() for name in found if name != DENSE)
+    whole = {name: composed({layer: p[name] for layer, p in tried.items() if name in p}, name) for name in names}
     for plan in tracked([*alone.values(), *whole.values()], progress):
         gauge(plan)
-    errors = {layer: {name: gauge(alone[layer, name]) for name in names} for layer, names in tried.items()}
-    factors = predict.factors(errors, {name: gauge(plan) for name, plan in whole.items()})
-    return Calibration(gauge, policies, errors, factors, counted, timed, left_out)
+    errors = {layer: {name: gauge(alone[layer, name]) for name in found} for layer, found in tried.items()}
+    return errors, predict.factors(errors, {name: gauge(plan) for name, plan in whole.items()})
+
+
+def read_policies(
+    given: Mapping[str, object] | Sequence[str] | None, known: Mapping[str, Policy]
+) -> Mapping[str, Policy]:
+    """The candidates that are meant, and the dense one; PlanError where that cannot be."""
+    if given is None:
+        return known
+    if not isinstance(given, Mapping):
+        for name in given:
+            if name not in known:
+                raise UnknownName("candidate", name, known)
+        given = {name: known[name] for name in known if name in given}
+    own = {name: policy if isinstance(policy, Policy) else Policy.read(policy) for name, policy in given.items()}
+    return {DENSE: Policy()} | own
 
 
 def checked(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -127,14 +155,6 @@ def tracked(plans: list[Plan], progress: bool) -> Iterable[Plan]:
     except ImportError:
         return plans
     return tqdm(plans, unit="plan", file=sys.stderr)
-
-
-def _alone(layer: int, name: str, policies: Mapping[str, Policy]) -> Plan:
-    return composed({layer: policies[name]}, f"{name} at {layer}")
-
-
-def _together(name: str, policies: Mapping[str, Policy], tried: Mapping[int, list[str]]) -> Plan:
-    return composed({layer: policies[name] for layer, names in tried.items() if name in names}, f"{name} everywhere")
 
 
 def _by_time(cost: str, images: Tensor, other: bool) -> bool:

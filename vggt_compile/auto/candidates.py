@@ -8,9 +8,6 @@ from vggt_compile.plan import Plan, Policy
 from vggt_compile.report import spans
 
 DENSE = "dense"
-FRAME = "frame"
-BLOCKS = {"blocks 0.5": 0.5, "blocks 0.25": 0.25, "blocks 0.1": 0.1}
-"""Candidates that choose blocks, and the share of key blocks that each keeps."""
 
 
 def candidates(family: str) -> dict[str, Policy]:
@@ -23,11 +20,11 @@ def candidates(family: str) -> dict[str, Policy]:
     written |= {"keys 2x2 of frames /2": {"keys": _grid(anchored, (2, 2), 2)}}
     written |= {f"merge {ratio:g}": {"tokens": _merge(anchored, ratio)} for ratio in (0.5, 0.9)}
     written |= {
-        f"merge 0.9, keys {name}": {"tokens": _merge(anchored, 0.9), "keys": _grid(False, strides[name])}
+        f"merge 0.9 + keys {name}": {"tokens": _merge(anchored, 0.9), "keys": _grid(False, strides[name])}
         for name in ("1x2", "2x2")
     }
-    written |= {name: {"blocks": {"method": "predict", "keep": keep}} for name, keep in BLOCKS.items()}
-    written |= {FRAME: {"scope": "frame"}}
+    written |= {f"blocks {keep:g}": {"blocks": {"method": "predict", "keep": keep}} for keep in (0.5, 0.25, 0.1)}
+    written |= {"frame": {"scope": "frame"}}
     return {name: Policy.read(policy) for name, policy in written.items()}
 
 

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vggt_compile.auto.candidates import BLOCKS
 from vggt_compile.auto.runner import Runner
-from vggt_compile.plan import Plan
+from vggt_compile.plan import Plan, Policy
 from vggt_compile.probes import Probe, collect_probes
 
 PROBE = ({"measure": "sparsity", "rows": 512},)
@@ -24,17 +23,28 @@ SPREAD = 2.0
 """How many times more blocks than are kept may hold 90 % of the mass."""
 
 
-def hopeless(runner: Runner, images: Tensor) -> dict[int, dict[str, str]]:
+def hopeless(runner: Runner, images: Tensor, policies: Mapping[str, Policy]) -> dict[int, dict[str, str]]:
     """Layer → candidate → why it is not tried."""
+    kept = {name: share for name, policy in policies.items() if (share := kept_blocks(policy)) is not None}
+    if not kept:
+        return {}
     with collect_probes() as probes:
         runner(Plan.read({"probe": list(PROBE)}), images)
-    return {layer: reasons(found) for layer, found in probes.layers.items()}
+    return {layer: reasons(found, kept) for layer, found in probes.layers.items()}
 
 
-def reasons(found: Mapping[str, Probe]) -> dict[str, str]:
+def reasons(found: Mapping[str, Probe], kept: Mapping[str, float]) -> dict[str, str]:
     """By the statistics of one layer; those that were not measured rule nothing out."""
     needed = found.get("blocks_90")
     if needed is None:
         return {}
     why = f"90 % of the mass needs {needed.value:.0%} of the blocks"
-    return {name: why for name, keep in BLOCKS.items() if needed.value > SPREAD * keep}
+    return {name: why for name, share in kept.items() if needed.value > SPREAD * share}
+
+
+def kept_blocks(policy: Policy) -> float | None:
+    """The share of key blocks that a policy reads, None where it is no fixed one."""
+    if policy.blocks is None or policy.blocks.method != "predict":
+        return None
+    given = dict(policy.blocks.parameters)
+    return given["keep"] if given["cdf"] == 0 else None

@@ -41,6 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for-frames", type=int, metavar="N", help="count FLOPs at so many frames (default: --frames)")
     parser.add_argument("--cost", choices=("auto", "flops", "time"), default="auto", help="(default: auto)")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="measure again around the plan found")
+    parser.add_argument(
+        "--only", metavar="NAME,…", help="candidates to try, by their names in the table (default: all)"
+    )
     parser.add_argument("--every", action="store_true", help="also try what probes call hopeless")
     add_size(parser, default="the model's own")
     add_dtype(parser)
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             frames=args.for_frames,
             cost=args.cost,
             work=args.work,
+            policies=None if args.only is None else [name.strip() for name in args.only.split(",")],
             prune=not args.every,
             progress=not args.json,
         )
