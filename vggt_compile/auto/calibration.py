@@ -28,7 +28,8 @@ class Calibration:
     """Attributes:
     policies: candidates by name.
     errors: layer → candidate → error of the outputs with that candidate at that layer alone.
-    norm: how they combine.
+        gains: layer → candidate → what it adds to the predicted error of a plan.
+        together: candidate → error with it at all layers that tried it.
     flops: for as many frames as the plan is for.
     time: None where nothing was timed.
     left_out: layer → candidate → why it was not tried.
@@ -37,7 +38,8 @@ class Calibration:
     gauge: Gauge
     policies: Mapping[str, Policy]
     errors: Errors
-    factors: Mapping[str, float]
+    gains: Errors
+    together: Mapping[str, float]
     flops: Costs
     time: Costs | None
     left_out: Mapping[int, Mapping[str, str]]
@@ -52,7 +54,7 @@ class Calibration:
 
     def predicted(self, choice: Mapping[int, str]) -> float:
         """The error of a whole choice, by the sum over layers."""
-        return predict.predicted(self.errors, self.factors, choice)
+        return sum(self.gains[layer][name] for layer, name in choice.items())
 
     def measured(self, choice: Mapping[int, str]) -> float:
         """The error of a whole choice, run."""
@@ -102,21 +104,22 @@ def calibrate(
         layer: {name: chosen[name] for name in found if name not in left_out.get(layer, {})}
         for layer, found in counted.layers.items()
     }
-    errors, factors = measured(gauge, tried, progress)
-    return Calibration(gauge, chosen, errors, factors, counted, timed, left_out)
+    errors, together = measured(gauge, tried, progress)
+    gains = predict.gains(errors, together)
+    return Calibration(gauge, chosen, errors, gains, together, counted, timed, left_out)
 
 
 def measured(
     gauge: Gauge, tried: Mapping[int, Mapping[str, Policy]], progress: bool
 ) -> tuple[Errors, Mapping[str, float]]:
-    """The error of each candidate at each layer alone, and the factors from running it at all of them."""
+    """The error of each candidate at each layer alone, and at all of them together."""
     alone = {(layer, name): composed({layer: p}, name) for layer, found in tried.items() for name, p in found.items()}
     names = dict.fromkeys(name for found in tried.values() for name in found if name != DENSE)
     whole = {name: composed({layer: p[name] for layer, p in tried.items() if name in p}, name) for name in names}
     for plan in tracked([*alone.values(), *whole.values()], progress):
         gauge(plan)
     errors = {layer: {name: gauge(alone[layer, name]) for name in found} for layer, found in tried.items()}
-    return errors, predict.factors(errors, {name: gauge(plan) for name, plan in whole.items()})
+    return errors, {name: gauge(plan) for name, plan in whole.items()}
 
 
 def read_policies(

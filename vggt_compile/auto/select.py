@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from vggt_compile.auto.calibration import Calibration
 from vggt_compile.auto.costs import Costs
 from vggt_compile.auto.knapsack import Option, choose
+from vggt_compile.auto.predict import Errors
 from vggt_compile.errors import BadInput
 
 Choice = Mapping[int, str]
 """Layer → candidate."""
-Gains = Mapping[int, Mapping[str, float]]
-"""Layer → candidate → what it adds to a plan's error."""
 
 
 def least_error(calibration: Calibration, costs: Costs, limit: float) -> Choice:
     """The least predicted error within a cost of the attentions over frames together."""
-    choice = within(_gains(calibration), costs, limit)
+    choice = within(calibration.gains, costs, limit)
     if choice is None:
         raise BadInput(
             "out of reach: candidates cheap enough give outputs that are not numbers, or probes call them hopeless "
@@ -28,7 +27,7 @@ def least_error(calibration: Calibration, costs: Costs, limit: float) -> Choice:
 
 def least_cost(calibration: Calibration, costs: Costs, error: float) -> Choice:
     """The least cost within a predicted error."""
-    gains = _gains(calibration)
+    gains = calibration.gains
     layers = [
         [Option(gain, costs.layers[layer][name]) for name, gain in found.items()] for layer, found in gains.items()
     ]
@@ -37,7 +36,7 @@ def least_cost(calibration: Calibration, costs: Costs, error: float) -> Choice:
     return _named(gains, indices)
 
 
-def within(gains: Gains, costs: Costs, limit: float) -> Choice | None:
+def within(gains: Errors, costs: Costs, limit: float) -> Choice | None:
     """The least sum of gains within a cost, None where no choice is."""
     layers = [
         [Option(costs.layers[layer][name], gain) for name, gain in found.items()] for layer, found in gains.items()
@@ -46,13 +45,5 @@ def within(gains: Gains, costs: Costs, limit: float) -> Choice | None:
     return None if indices is None else _named(gains, indices)
 
 
-def _gains(calibration: Calibration) -> Gains:
-    scale = calibration.factors
-    return {
-        layer: {name: error * scale.get(name, 1.0) for name, error in found.items()}
-        for layer, found in calibration.errors.items()
-    }
-
-
-def _named(gains: Gains, indices: Sequence[int]) -> Choice:
+def _named(gains: Errors, indices: Sequence[int]) -> Choice:
     return {layer: list(found)[index] for (layer, found), index in zip(gains.items(), indices, strict=True)}

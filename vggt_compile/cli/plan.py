@@ -130,7 +130,7 @@ def record(calibration: Calibration) -> dict[str, Any]:
         "errors": {str(layer): dict(found) for layer, found in calibration.errors.items()},
         "costs": {str(layer): dict(found) for layer, found in calibration.costs.layers.items()},
         "left_out": {str(layer): dict(found) for layer, found in calibration.left_out.items()},
-        "factors": dict(calibration.factors),
+        "together": dict(calibration.together),
     }
 
 
@@ -139,11 +139,11 @@ def text(calibration: Calibration, found: list[Found], paths: list[Path]) -> str
 
     layers = list(calibration.errors)
     rows = [
-        (name, *(_cell(calibration.errors[layer].get(name)) for layer in layers), _factor(calibration, name))
+        (name, *(_cell(calibration.errors[layer].get(name)) for layer in layers), _cell(calibration.together.get(name)))
         for name in calibration.policies
         if any(name in tried for tried in calibration.errors.values())
     ]
-    table = tabulate(rows, headers=("error of one layer", *map(str, layers), "factor"), disable_numparse=True)
+    table = tabulate(rows, headers=("error of one layer", *map(str, layers), "all"), disable_numparse=True)
     plans = [
         (
             str(entry.target),
@@ -157,10 +157,6 @@ def text(calibration: Calibration, found: list[Found], paths: list[Path]) -> str
     ]
     headers = ("target", "FLOPs left", "speedup", "predicted", "measured", "file")
     return f"{table}\n\n{tabulate(plans, headers=headers, disable_numparse=True)}"
-
-
-def _factor(calibration: Calibration, name: str) -> str:
-    return f"{calibration.factors[name]:.2f}" if name in calibration.factors else ""
 
 
 def _cell(error: float | None) -> str:
