@@ -18,7 +18,6 @@ from vggt_compile import collect_reports, vggt_sparse
 from vggt_compile.__main__ import main
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.bench.accuracy.cases import Geometry, Recorded, Rendered, read_scenes, rendered_case
-from vggt_compile.bench.accuracy.journal import Journal, Key
 from vggt_compile.bench.accuracy.page import controls_section, page
 from vggt_compile.bench.accuracy.picture import pareto
 from vggt_compile.bench.accuracy.plans import CONTROLS, FRAME_ONLY, layer_plans, read_plans, split
@@ -29,6 +28,7 @@ from vggt_compile.bench.accuracy.statistics import POOLED, interval, summaries
 from vggt_compile.cli.accuracy import fingerprint, global_layers, read_frames
 from vggt_compile.dry_run import fresh_call
 from vggt_compile.errors import BadInput, PlanError
+from vggt_compile.journal import Journal, Key
 from vggt_compile.metrics import Similarity
 from vggt_compile.models import pi3, prediction, pretrained
 from vggt_compile.scenes import HELD_OUT_SEEDS, HELD_OUT_TEXTURES, Views, render

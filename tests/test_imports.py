@@ -22,8 +22,9 @@ ROOT = Path(__file__).parents[1]
 DRAWING = """
     __main__ → cli
     cli → root artifact bench analysis scenes models
-    root → backend dry_run artifact families.trace
-    bench → root artifact metrics scenes models datasets ops
+    root → backend dry_run artifact auto families.trace
+    bench → root artifact journal metrics scenes models datasets ops
+    auto → dry_run journal metrics models
     analysis → root metrics
     artifact → recipes rewrite caches families.trace
     dry_run → backend
@@ -43,6 +44,7 @@ DRAWING = """
     densities → report handouts
     probes → report handouts
     handouts →
+    journal → errors
     measures → registry ops
     report →
     published →

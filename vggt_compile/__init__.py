@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vggt_compile.artifact.build import export as export
     from vggt_compile.artifact.load import load as load
+    from vggt_compile.auto.find import find_plan as find_plan
     from vggt_compile.backend import vggt_sparse as vggt_sparse
     from vggt_compile.densities import Densities as Densities
     from vggt_compile.densities import collect_densities as collect_densities
@@ -31,6 +32,7 @@ _HOMES = {
     "vggt_sparse": "backend",
     "explain": "dry_run",
     "export": "artifact.build",
+    "find_plan": "auto.find",
     "load": "artifact.load",
     "Densities": "densities",
     "collect_densities": "densities",

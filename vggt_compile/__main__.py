@@ -11,7 +11,7 @@ import vggt_compile
 from vggt_compile.cli.parser import Parser
 from vggt_compile.errors import VggtCompileError
 
-COMMANDS = ("demo", "explain", "export", "run", "inspect", "recipes", "doctor", "bench", "analyze")
+COMMANDS = ("demo", "explain", "plan", "export", "run", "inspect", "recipes", "doctor", "bench", "analyze")
 """Modules of vggt_compile.cli, each with HELP, arguments(parser) and run(args) → exit code."""
 
 

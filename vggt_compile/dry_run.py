@@ -43,7 +43,7 @@ def explain(
 
     def backend(gm: GraphModule, _: Any) -> Any:
         reported_rewrite(gm, options)
-        return _hollow(gm)
+        return hollow(gm)
 
     trace.arm()
     with collect_reports() as reports:
@@ -60,7 +60,7 @@ def fresh_call() -> Any:
     return FunctionType(call.__code__.replace(), call.__globals__, call.__name__)
 
 
-def _hollow(gm: GraphModule) -> Any:
+def hollow(gm: GraphModule) -> Any:
     """A function that takes the graph's inputs and returns zeros in the shape of its outputs."""
     output: Node = next(node for node in gm.graph.nodes if node.op == "output")
     outputs = tree_map(lambda x: _zeros(value(x)) if isinstance(x, Node) else x, output.args[0])

@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from vggt_compile.bench.accuracy import picture, record
-    from vggt_compile.bench.accuracy.journal import Journal
     from vggt_compile.bench.accuracy.run import measure, total
+    from vggt_compile.journal import Journal
 
     picture.check_installed()
     bench = build(args)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     counts, plans, measures = read_frames(args.frames), read_plans(args.plans), read_measures(args)
     device = read_device(args.device)
     picture.check_installed()
-    model, weights, patch = _model(args, device)
+    model, weights, patch = load_model(args, device)
     scenes = [_scenes(args, model, patch, count, device) for count in counts]
     folder = output_folder(args.out)
     profiles: list[Profile] = []
@@ -111,7 +111,7 @@ def read_measures(args: argparse.Namespace) -> list[dict[str, Any]]:
     return wanted
 
 
-def _model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, int]:
+def load_model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, int]:
     """A model, a fingerprint of its weights, and the side of its patches."""
     from vggt_compile.cli import subject
     from vggt_compile.cli.accuracy import fingerprint, load

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from vggt_compile.backend import vggt_sparse, vggt_sparse_eager
 from vggt_compile.bench.accuracy.cases import Case, Geometry, Source
-from vggt_compile.bench.accuracy.journal import Journal, Key
 from vggt_compile.bench.accuracy.machine import machine
 from vggt_compile.bench.accuracy.score import in_world, scores
 from vggt_compile.dry_run import fresh_call
 from vggt_compile.errors import BadInput
+from vggt_compile.journal import Journal, Key
 from vggt_compile.models import prediction
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, collect_reports
