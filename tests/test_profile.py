@@ -144,6 +144,7 @@ def test_the_command_sets_predictions_beside_measurements(tmp_path: Path, capsys
         assert [layer["keys"] for layer in found["mixed"]["itself"]] == keys
         assert all((one < measured["tokens"]) == (found["plan"] == "keys") for one in keys)
     printed = capsys.readouterr().out
+    assert printed.startswith("vggt-tiny with random weights, orbit")
     assert "fitted: pace " in printed
     assert "theory: fewer keys: mixing is" in printed
 

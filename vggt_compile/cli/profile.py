@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"measured: {name}, {images[0].shape[1]} frames", file=sys.stderr)
     source = f"images of {args.images}" if args.images else _scene_text(args)
     height, width = scenes[0][0].shape[-2:]
-    title = f"{args.model}, {source}, {height}×{width}"
+    title = f"{args.model}{' with random weights' if args.random else ''}, {source}, {height}×{width}"
     predictions = [predict(found) for found in profiles]
     profile_picture.draw(profiles, title, folder / "collapse.png", predictions)
     settings: dict[str, Any] = {"model": args.model, "weights": weights, "source": source, "size": [height, width]}
