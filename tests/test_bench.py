@@ -30,7 +30,13 @@ BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 @pytest.mark.parametrize(
     ("name", "page"),
-    [("model", page), ("sparse", page), ("attention", attention.page), ("selection", selection.page)],
+    [
+        ("model", page),
+        ("sparse", page),
+        ("recipes", page),
+        ("attention", attention.page),
+        ("selection", selection.page),
+    ],
 )
 def test_the_committed_page_is_made_from_the_committed_record(name, page):
     assert (BENCHMARKS / f"{name}.md").read_text() == page(json.loads((BENCHMARKS / f"{name}.json").read_text()))

@@ -19,7 +19,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from vggt_compile.bench import bars
+from vggt_compile.bench import bars, length
 from vggt_compile.bench.parts import PARTS
 from vggt_compile.errors import BadInput, UnknownName
 from vggt_compile.recipes import recipes
@@ -239,9 +239,11 @@ def page(record: dict[str, Any]) -> str:
             "with nothing rewritten, `sparse-…` a plan whose patch queries leave out so many percent of the key blocks",
             "in every global layer, time to choose them included; other names are [recipes](../recipes.md).",
             *_about_passes(rows),
+            *plans_section(settings),
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
             *parts_section(record),
+            *length_section(rows["warm"]),
             "\n## First call: tracing, compiling, running\n",
             "Cold: all caches empty, the variants compile side by side. Warm, where there are such rows: a new process",
             "on the caches of the first, which reads code from disk. Rows of a variant are in the order of the calls",
@@ -249,10 +251,7 @@ def page(record: dict[str, Any]) -> str:
             "ours, counts below 24 frames and the others are two graphs; a count that an earlier graph serves shows",
             "its running time only.\n",
             compile_table(rows),
-            "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
-            "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
-            "untrained weights, which says nothing about trained ones.\n",
-            deviation_table(rows["warm"]),
+            *deviation_section(rows["warm"]),
             *(f"\n{note}" for note in record.get("notes", ())),
             "",
         ]
@@ -296,6 +295,24 @@ def parts_section(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def length_section(rows: list[dict[str, Any]]) -> list[str]:
+    """How many frames fit on which card; nothing where too few counts were measured."""
+    found = length.table(rows)
+    about = (
+        "A line through the measured peaks, and the frames at which it reaches what a card has, less "
+        f"{length.RESERVE:g} GiB.\nUp to the largest count above it is measured; beyond it is this model."
+    )
+    return ["\n## How many frames fit\n", about, "", found] if found else []
+
+
+def plans_section(settings: dict[str, Any]) -> list[str]:
+    """The variants that are no recipes, as one would write them."""
+    plans = {
+        name: {key: part for key, part in plan.items() if part} for name, plan in settings.get("plans", {}).items()
+    }
+    return ["", *(f"- `{name}`: `{json.dumps(plan)}`" for name, plan in plans.items()), ""] if plans else []
+
+
 def compile_table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """First calls in the order in which they were made; a count served by an earlier graph shows its running time."""
     table = [
@@ -307,11 +324,18 @@ def compile_table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return tabulate(table, ("caches", "variant", "frames", "first call, s"), tablefmt="github", disable_numparse=True)
 
 
-def deviation_table(rows: list[dict[str, Any]]) -> str:
+def deviation_section(rows: list[dict[str, Any]]) -> list[str]:
+    """How far the outputs are from those of eager, where it ran."""
     table = [
         (r["variant"], r["frames"], *(f"{value:.1e}" for value in r["deviation"].values()))
         for r in rows
         if r.get("deviation")
     ]
-    headers = ("variant", "frames", "camera", "depth", "points")
-    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+    if not table:
+        return []
+    return [
+        "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
+        "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
+        "untrained weights, which says nothing about trained ones.\n",
+        tabulate(table, ("variant", "frames", "camera", "depth", "points"), tablefmt="github", disable_numparse=True),
+    ]
