@@ -78,19 +78,19 @@ def test_every_command_has_help(capsys, command):
 
 def test_recipes_are_listed(capsys):
     assert main(["recipes"]) == 0
-    assert "g2f (default)" in capsys.readouterr().out
+    assert "fast (default)" in capsys.readouterr().out
     assert main(["recipes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {"dense", "g2f"} <= {recipe["name"] for recipe in listed["recipes"]}
+    assert {"dense", "fast", "turbo", "g2f"} <= {recipe["name"] for recipe in listed["recipes"]}
     assert set(listed["recipes"][0]) == {"name", "summary", "source", "published", "measured", "plan"}
-    assert listed["default"] == "g2f"
+    assert listed["default"] == "fast"
 
 
 def test_a_plan_is_a_name_a_file_or_json(tmp_path):
     text = '{"layers": {"0": {"scope": "frame"}}}'
     (tmp_path / "mine.json").write_text(text)
     assert read_plan(text) == read_plan(str(tmp_path / "mine.json"))
-    assert read_plan(None).name == "g2f"
+    assert read_plan(None).name == "fast"
     assert read_plan("dense").dense
     with pytest.raises(PlanError):
         read_plan('{"layers": 1}')

@@ -1,4 +1,4 @@
-"""Plans by name: published methods, and whatever else a user may mean by a plan."""
+"""Plans by name: our own, published methods, and whatever else a user may mean by a plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.plan import Plan
-from vggt_compile.published import ENTRIES
+from vggt_compile.published import ENTRIES as PUBLISHED
+from vggt_compile.recommended import ENTRIES as OWN
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Recipe:
     published: str = ""
 
 
-DEFAULT = "g2f"
+DEFAULT = "fast"
 _NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
 
 
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
-    return {e.name: Recipe(e.name, e.summary, e.source, Plan.read(e.plan, e.name), e.figures) for e in ENTRIES}
+    entries = (*PUBLISHED[:1], *OWN, *PUBLISHED[1:])  # dense, with which all others are compared, comes first
+    return {e.name: Recipe(e.name, e.summary, e.source, Plan.read(e.plan, e.name), e.figures) for e in entries}
 
 
 def resolve(plan: object = None) -> Plan:

@@ -15,6 +15,7 @@ from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 TIMES = ("recipes.json", "sparse.json", "model.json")
+ACCURACIES = ("accuracy.json", "plans/accuracy.json")
 
 
 def measured(recipe: Recipe, folder: Path = FOLDER) -> list[str]:
@@ -45,7 +46,7 @@ def _speed(recipe: Recipe, folder: Path) -> list[str]:
 
 def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
     best: dict[str, tuple[int, str]] = {}
-    for entry in _read(folder / "accuracy.json").get("entries", []):
+    for entry in (entry for name in ACCURACIES for entry in _read(folder / name).get("entries", [])):
         names = {name for name, plan in entry["plans"].items() if entry["form"] == "plans" and _is(plan, recipe.plan)}
         for row in entry["rows"]:
             change = row["difference"].get("AUC@30")

@@ -1,0 +1,35 @@
+"""Our own recipes: what the accuracy bench leaves standing and the GPU finds fast (docs/accuracy.md, docs/recipes.md).
+
+Both thin keys and touch nothing else. Of all that was tried, queries that read fewer patches of every frame lose least for
+what they save; which patch of a window stays moves from frame to frame, so that no place is unread everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vggt_compile.published import Entry
+
+MOST_FRAMES = 100
+"""Of longer sequences `turbo` reads patches of every second, third, … frame, so its time grows with their length only."""
+
+
+def _keys(stride: tuple[int, int], most_frames: int = 0) -> dict[str, Any]:
+    return {"keys": {"method": "grid", "stride": stride, "phase": "shifted", "most_frames": most_frames}}
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "fast",
+        "global layers read one patch of each 1×2 window: safe",
+        "this project's benchmarks",
+        {"layers": {"*": _keys((1, 2))}},
+    ),
+    Entry(
+        "turbo",
+        f"global layers read one patch of each 2×3 window, in the last quarter of the depth 2×2, of {MOST_FRAMES} frames "
+        "at most",
+        "this project's benchmarks",
+        {"layers": {"0-75%": _keys((2, 3), MOST_FRAMES), "75-100%": _keys((2, 2), MOST_FRAMES)}},
+    ),
+)
