@@ -30,7 +30,8 @@ DRAWING = """
     dry_run → backend
     backend → breaks densities probes handouts recipes rewrite sources families.trace graph
     breaks → report families.shims graph
-    recipes → plan published
+    recipes → plan published rules
+    rules → published
     rewrite → graph plan report observe passes.lift_attention ops
     observe → graph plan report
     sources → registry

@@ -11,6 +11,7 @@ from pathlib import Path
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.plan import Plan
 from vggt_compile.published import ENTRIES
+from vggt_compile.rules import AUTO
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ _NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
 
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
-    return {e.name: Recipe(e.name, e.summary, e.source, Plan.read(e.plan, e.name), e.figures) for e in ENTRIES}
+    return {e.name: Recipe(e.name, e.summary, e.source, Plan.read(e.plan, e.name), e.figures) for e in (*ENTRIES, AUTO)}
 
 
 def resolve(plan: object = None) -> Plan:
