@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ class Calibration:
     def costs(self) -> Costs:
         """What is minimised where an error is the target."""
         return self.flops if self.time is None else self.time
+
+    def least(self, costs: Costs) -> float:
+        """Of the attentions over frames, with the cheapest candidate at each layer that was tried and gave numbers."""
+        return sum(
+            min(costs.layers[layer][name] for name, gain in found.items() if math.isfinite(gain))
+            for layer, found in self.gains.items()
+        )
 
     def plan(self, choice: Mapping[int, str], name: str = "auto") -> Plan:
         return composed({layer: self.policies[entry] for layer, entry in choice.items()}, name)
