@@ -22,7 +22,6 @@ from vggt_compile.auto.calibration import Calibration, calibrate
 from vggt_compile.auto.candidates import DENSE, candidates, composed, everywhere
 from vggt_compile.auto.change import change, combined
 from vggt_compile.auto.find import find
-from vggt_compile.auto.gauge import Gauge
 from vggt_compile.auto.runner import Runner, Traced
 from vggt_compile.auto.target import Target
 from vggt_compile.backend import vggt_sparse_eager
@@ -331,8 +330,8 @@ def test_blocks_are_hopeless_where_the_mass_is_spread() -> None:
 
 def test_vggt_is_calibrated_under_autocast(scene: Tensor) -> None:
     model = randomized(vggt("tiny"))
-    gauge = Gauge(model, [scene])
     with torch.autocast("cpu", torch.bfloat16):
+        gauge = calibrate(model, scene, policies=["frame"]).gauge
         assert 0 < gauge(everywhere("frame", candidates("vggt")["frame"])) < math.inf
         plan = Plan.read({"layers": {"1": {"keys": {"method": "grid", "keep_first_frame": True}}}})
         assert gauge.parts(plan).keys() == {"camera", "depth", "points"}
