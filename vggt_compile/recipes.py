@@ -12,6 +12,7 @@ from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.plan import Plan
 from vggt_compile.published import ENTRIES as PUBLISHED
 from vggt_compile.recommended import ENTRIES as OWN
+from vggt_compile.rules import AUTO
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ _NAMED = re.compile(r"([\w .-]+)=(.*)", re.DOTALL)
 
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
-    entries = (*PUBLISHED[:1], *OWN, *PUBLISHED[1:])  # dense, with which all others are compared, comes first
+    entries = (*PUBLISHED[:1], *OWN, AUTO, *PUBLISHED[1:])  # dense, with which all others are compared, comes first
     return {e.name: Recipe(e.name, e.summary, e.source, Plan.read(e.plan, e.name), e.figures) for e in entries}
 
 

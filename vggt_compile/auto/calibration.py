@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vggt_compile.auto import costs, predict
@@ -15,12 +14,10 @@ from vggt_compile.auto.candidates import DENSE, candidates, composed
 from vggt_compile.auto.costs import Costs
 from vggt_compile.auto.gauge import Gauge
 from vggt_compile.auto.hopeless import hopeless
+from vggt_compile.auto.inputs import by_time, checked, dtype, read_policies
 from vggt_compile.auto.predict import Errors
 from vggt_compile.auto.runner import Traced
-from vggt_compile.errors import BadInput, UnknownName
 from vggt_compile.plan import Plan, Policy
-
-COSTS = ("auto", "flops", "time")
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,8 @@ class Calibration:
     """Attributes:
     policies: candidates by name.
     errors: layer → candidate → error of the outputs with that candidate at that layer alone.
-        gains: layer → candidate → what it adds to the predicted error of a plan.
-        together: candidate → error with it at all layers that tried it.
+    gains: layer → candidate → what it adds to the predicted error of a plan.
+    together: candidate → error with it at all layers that tried it.
     flops: for as many frames as the plan is for.
     time: None where nothing was timed.
     left_out: layer → candidate → why it was not tried.
@@ -48,6 +45,13 @@ class Calibration:
     def costs(self) -> Costs:
         """What is minimised where an error is the target."""
         return self.flops if self.time is None else self.time
+
+    def least(self, costs: Costs) -> float:
+        """Of the attentions over frames, with the cheapest candidate at each layer that was tried and gave numbers."""
+        return sum(
+            min(costs.layers[layer][name] for name, gain in found.items() if math.isfinite(gain))
+            for layer, found in self.gains.items()
+        )
 
     def plan(self, choice: Mapping[int, str], name: str = "auto") -> Plan:
         return composed({layer: self.policies[entry] for layer, entry in choice.items()}, name)
@@ -90,15 +94,15 @@ def calibrate(
     scenes = checked(images)
     frames = scenes[0].shape[1] if frames is None else frames
     other = frames != scenes[0].shape[1]
-    by_time = _by_time(cost, scenes[0], other)
-    gauge = Gauge(model, scenes, None if work is None else Path(work), {"dtype": _dtype(scenes[0])})
+    timing = by_time(cost, scenes[0], other)
+    gauge = Gauge(model, scenes, None if work is None else Path(work), {"dtype": dtype(scenes[0])})
     runner = gauge.runner
     chosen = read_policies(policies, candidates(runner.report(Plan()).family))
     counted = here = costs.flops(runner, chosen)
     if other:
         counted = costs.flops(Traced(model, scenes[0].new_zeros(1, frames, *scenes[0].shape[2:])), chosen)
     _ = gauge.dense  # says now where the model gives no numbers
-    timed = costs.seconds(runner, scenes[0], here, chosen) if by_time else None
+    timed = costs.seconds(runner, scenes[0], here, chosen) if timing else None
     left_out = hopeless(runner, scenes[0], chosen) if prune else {}
     tried = {
         layer: {name: chosen[name] for name in found if name not in left_out.get(layer, {})}
@@ -116,58 +120,6 @@ def measured(
     alone = {(layer, name): composed({layer: p}, name) for layer, found in tried.items() for name, p in found.items()}
     names = dict.fromkeys(name for found in tried.values() for name in found if name != DENSE)
     whole = {name: composed({layer: p[name] for layer, p in tried.items() if name in p}, name) for name in names}
-    for plan in tracked([*alone.values(), *whole.values()], progress):
-        gauge(plan)
+    gauge.run([*alone.values(), *whole.values()], progress)
     errors = {layer: {name: gauge(alone[layer, name]) for name in found} for layer, found in tried.items()}
     return errors, {name: gauge(plan) for name, plan in whole.items()}
-
-
-def read_policies(
-    given: Mapping[str, object] | Sequence[str] | None, known: Mapping[str, Policy]
-) -> Mapping[str, Policy]:
-    """The candidates that are meant, and the dense one; PlanError where that cannot be."""
-    if given is None:
-        return known
-    if not isinstance(given, Mapping):
-        for name in given:
-            if name not in known:
-                raise UnknownName("candidate", name, known)
-        given = {name: known[name] for name in known if name in given}
-    own = {name: policy if isinstance(policy, Policy) else Policy.read(policy) for name, policy in given.items()}
-    return {DENSE: Policy()} | own
-
-
-def checked(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Scenes [1, S, 3, H, W] of one shape; BadInput where they are not."""
-    given = [images] if isinstance(images, Tensor) else list(images)
-    scenes = [x[None] if x.ndim == 4 else x for x in given]
-    if not scenes or any(x.ndim != 5 or x.shape[0] != 1 or x.shape != scenes[0].shape for x in scenes):
-        shapes = ", ".join(str(list(x.shape)) for x in given) or "none"
-        raise BadInput(f"images are [frames, 3, H, W], or a list of these of one shape, not {shapes}")
-    if scenes[0].shape[1] < 2:
-        raise BadInput("one frame only: a plan is about attention between frames, which needs two or more")
-    return scenes
-
-
-def tracked(plans: list[Plan], progress: bool) -> Iterable[Plan]:
-    """The plans, behind a progress bar where one is wanted and tqdm is installed."""
-    if not progress:
-        return plans
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return plans
-    return tqdm(plans, unit="plan", file=sys.stderr)
-
-
-def _by_time(cost: str, images: Tensor, other: bool) -> bool:
-    if cost not in COSTS:
-        raise UnknownName("cost", cost, COSTS)
-    if cost == "time" and other:
-        raise BadInput("cost 'time' is that of the images at hand: no other number of frames, or cost 'flops'")
-    return cost == "time" or (cost == "auto" and images.device.type == "cuda" and not other)
-
-
-def _dtype(images: Tensor) -> str:
-    device = images.device.type
-    return str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype)

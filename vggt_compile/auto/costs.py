@@ -42,10 +42,6 @@ class Costs:
     def dense(self) -> float:
         return sum(found[DENSE] for found in self.layers.values())
 
-    @property
-    def least(self) -> float:
-        return sum(min(found.values()) for found in self.layers.values())
-
     def share(self, choice: Mapping[int, str]) -> float:
         """Of the whole model's attention, frame attention and encoder included."""
         return (self.of(choice) + self.elsewhere) / (self.dense + self.elsewhere)

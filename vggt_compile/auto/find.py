@@ -82,7 +82,7 @@ def find(
         choice = _within_error(calibration, target)
     else:
         costs = calibration.flops if target.kind == "flops" else calibration.costs
-        limit = _limit(costs, target)
+        limit = _limit(costs, calibration.least(costs), target)
         choice = least_error(calibration, costs, limit)
         for _ in range(1, rounds):
             choice = refined(calibration, costs, limit, choice, progress)
@@ -98,19 +98,20 @@ def find(
     )
 
 
-def _limit(costs: Costs, target: Target) -> float:
-    """What the attentions over frames may cost together."""
+def _limit(costs: Costs, least: float, target: Target) -> float:
+    """What the attentions over frames may cost together, which is at least `least`."""
     if target.kind == "speedup":
-        limit, most = costs.dense / target.value, costs.dense / costs.least if costs.least else float("inf")
-        if limit < costs.least:
+        limit = costs.dense / target.value
+        if limit < least:
+            most = costs.dense / least
             raise BadInput(f"{target} is out of reach: the cheapest candidate at every layer gives {most:.3g}")
         return limit
     every = costs.dense + costs.elsewhere
     limit = target.value * every - costs.elsewhere
-    if limit < costs.least:
-        least, fixed = (costs.least + costs.elsewhere) / every, costs.elsewhere / every
+    if limit < least:
+        whole, fixed = (least + costs.elsewhere) / every, costs.elsewhere / every
         raise BadInput(
-            f"{target} is out of reach: the cheapest candidate at every layer leaves {least:.3g}, of which {fixed:.3g} "
+            f"{target} is out of reach: the cheapest candidate at every layer leaves {whole:.3g}, of which {fixed:.3g} "
             "is attention inside frames that no plan changes; more frames make that part smaller"
         )
     return limit

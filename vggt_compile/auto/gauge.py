@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,11 @@ class Gauge:
             return 0.0
         return sum(combined(self._row(plan, i)["errors"]) for i in range(len(self.scenes))) / len(self.scenes)
 
+    def run(self, plans: Sequence[Plan], progress: bool) -> None:
+        """Measure them all, behind a progress bar where one is wanted and tqdm is installed."""
+        for plan in _tracked(plans) if progress else plans:
+            self(plan)
+
     def parts(self, plan: Plan) -> dict[str, float]:
         """The errors behind the mean: of cameras, depth and points."""
         rows = [self._row(plan, i)["errors"] for i in range(len(self.scenes))]
@@ -97,6 +103,14 @@ class Gauge:
         except torch.linalg.LinAlgError:  # what a model's own decompositions say of NaN
             return dict.fromkeys(change(dense, dense, (height, width)), math.inf)
         return {name: math.inf if math.isnan(value) else value for name, value in errors.items()}
+
+
+def _tracked(plans: Sequence[Plan]) -> Iterable[Plan]:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return plans
+    return tqdm(plans, unit="plan", file=sys.stderr)
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

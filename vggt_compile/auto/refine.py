@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vggt_compile.auto.calibration import Calibration, tracked
+from vggt_compile.auto.calibration import Calibration
 from vggt_compile.auto.costs import Costs
 from vggt_compile.auto.select import Choice, within
 
@@ -23,8 +23,7 @@ def refined(calibration: Calibration, costs: Costs, limit: float, choice: Choice
         for layer in choice
         for name in neighbours(costs.layers[layer], list(calibration.errors[layer]), choice[layer])
     }
-    for plan in tracked([calibration.plan(changed) for changed in moves.values()], progress):
-        calibration.gauge(plan)
+    calibration.gauge.run([calibration.plan(changed) for changed in moves.values()], progress)
     here = calibration.measured(choice)
     gains = {layer: {choice[layer]: 0.0} for layer in choice}
     for (layer, name), changed in moves.items():

@@ -8,7 +8,6 @@ from vggt_compile.auto.calibration import Calibration
 from vggt_compile.auto.costs import Costs
 from vggt_compile.auto.knapsack import Option, choose
 from vggt_compile.auto.predict import Errors
-from vggt_compile.errors import BadInput
 
 Choice = Mapping[int, str]
 """Layer → candidate."""
@@ -17,11 +16,7 @@ Choice = Mapping[int, str]
 def least_error(calibration: Calibration, costs: Costs, limit: float) -> Choice:
     """The least predicted error within a cost of the attentions over frames together."""
     choice = within(calibration.gains, costs, limit)
-    if choice is None:
-        raise BadInput(
-            "out of reach: candidates cheap enough give outputs that are not numbers, or probes call them hopeless "
-            "(prune=False, --every tries those as well)"
-        )
+    assert choice is not None  # the limit is checked against the least that there is
     return choice
 
 
