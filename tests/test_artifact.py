@@ -68,6 +68,21 @@ def test_weights_are_in_the_file_once_and_in_memory_once(made: Path) -> None:
     assert content.count(weight.numpy().tobytes()) == 1
 
 
+def test_several_sizes_are_entries_of_one_file(tmp_path: Path) -> None:
+    model, grids = build(SPEC), [(2, 3), (3, 2)]
+    sizes = [(2 * rows, 2 * columns) for rows, columns in grids]
+    path = tmp_path / "model.pt2"
+    made = vggt_compile.export(model, scene(frames=4), plan=FRAME, frames=4, sizes=sizes, path=path)
+    assert [entry.span.size for entry in made.entries] == sizes
+    assert all(set(entry.own_constants).isdisjoint(model.state_dict()) for entry in made.entries[1:])
+    run = vggt_compile.load(path)
+    for grid in grids:
+        x = scene(frames=4, grid=grid)
+        torch.testing.assert_close(run(x), by_hand(model, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(errors.WrongImages, match="for images of 4×6, 6×4, not 6×6"):
+        run(scene(frames=4, grid=(3, 3)))
+
+
 BARE = """
     import sys, torch
     from torch._inductor import aoti_load_package

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +12,18 @@ from framed import SPEC, by_hand, scene
 from harness import FRAME
 from modelutils import images, randomized, tensors, worst
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from vggt_compile.artifact import build as building
+from vggt_compile.artifact import request
 from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import Span, in_passes, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
+from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
+from vggt_compile.models.presets import VGGT_PRESETS
 from vggt_compile.ops import attention as attention_module
 from vggt_compile.ops import hopper
 from vggt_compile.plan import Plan
@@ -171,6 +176,26 @@ def test_passes_hold_as_many_frames_as_a_dense_head_may_see() -> None:
     for span in in_passes(Span((3, 1024), (1, 1), size)):
         assert span.fits()
         assert span.frames[0] >= 2 * span.passes or span.passes == 1
+
+
+def test_dense_heads_written_here_run_in_passes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the maps of a few frames are in memory at once, not those of all."""
+    monkeypatch.setattr(request, "PIXELS_PER_PASS", 8 * 28 * 42)
+    dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8)
+    model = randomized(vggt("tiny", depth=4, encoder="conv", outputs=("depth",), dpt=dpt))
+    whole = Span((3, 16), (1, 1), (28, 42))
+    with pytest.raises(TooManyFrames):
+        traced(model, whole, PLANS["dense"])
+    many = in_passes(whole)[0]
+    assert (many.frames, many.passes) == ((9, 16), 2)
+    made = traced(model, many, PLANS["dense"])
+    graphs = [part.graph for part in made.exported.graph_module.modules() if isinstance(part, GraphModule)]
+    called = [str(node.target) for graph in graphs for node in graph.nodes]
+    assert sum("conv_transpose2d" in target for target in called) == 2 * many.passes
+    with torch.no_grad():
+        for frames in (9, 16):
+            x = images(1, frames, 3, 28, 42)
+            assert worst(made.exported.module()(x), model(x)) < 1e-5
 
 
 def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:

@@ -21,7 +21,8 @@ def told() -> Iterator[None]:
     functions = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
     kept = {f"{function.__module__}.{function.__name__}": torch.__version__ for function in functions}
     known = torch._inductor.config.unsafe_marked_cacheable_functions
-    tag = f"{torch.compiler.config.cache_key_tag}vggt_compile-{source_hash()}-{autocast()}"
+    own = "-".join(filter(None, ("vggt_compile", source_hash(), autocast())))
+    tag = f"{torch.compiler.config.cache_key_tag}{own}"
     with (
         torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         torch._inductor.config.patch(unsafe_marked_cacheable_functions={**kept, **known}),

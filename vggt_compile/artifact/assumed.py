@@ -30,14 +30,18 @@ def runs(exported: ExportedProgram, span: Span) -> list[Range]:
     """
     frames, batch, notes = _notes(exported)
     low, high = span.frames
+    items = {max(2, number) for number in span.batch}  # tracing, too, takes for one scene what holds for two
 
-    def true(count: int) -> bool:
-        return all(_true(note, {frames: count, batch: items}) for note in notes for items in set(span.batch))
+    def false(count: int) -> list[str]:
+        sizes = [{frames: count, batch: number} for number in items]
+        return sorted({str(note) for note in notes for known in sizes if not _true(note, known)})
 
-    found = [(holds, list(run)) for holds, run in itertools.groupby(range(low, high + 1), key=true)]
-    if len(found) > MOST_RUNS or not any(holds for holds, _ in found):
-        raise ExportFailed(str(span), f"its code is right only where {' and '.join(sorted(map(str, notes)))}")
-    return [(run[0], run[-1]) for _, run in found]
+    found = {count: false(count) for count in range(low, high + 1)}
+    parts = [list(run) for _, run in itertools.groupby(found, key=lambda count: not found[count])]
+    if len(parts) > MOST_RUNS or all(found.values()):
+        wrong = next(filter(None, found.values()))
+        raise ExportFailed(str(span), f"its code is right only where {' and '.join(wrong)}")
+    return [(run[0], run[-1]) for run in parts]
 
 
 def _notes(exported: ExportedProgram) -> tuple[Any, Any, list[Any]]:

@@ -97,6 +97,21 @@ def flattened_in_few_passes(
     return type(parts[0])({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
 
 
+def in_set_passes(
+    predict: Callable[..., Tensor], layers: Any, size: tuple[int, int], special: int, chunk: int | None
+) -> Tensor:
+    """Run a dense head in the passes that an export sets; in a compile in one, as it does by itself.
+
+    Args:
+        layers: tokens of some layers, each [B, F, P, C].
+    """
+    frames = layers[0].shape[1]
+    passes = 1 if chunk is None or _fixed_passes is None else _passes(frames)
+    runs = _runs(frames, passes) if passes > 1 else [(0, frames)]
+    parts = [predict([t[:, a:b] for t in layers] if passes > 1 else layers, size, special) for a, b in runs]
+    return torch.cat(parts, 1) if passes > 1 else parts[0]
+
+
 def _passes(frames: int) -> int:
     if not _enough:
         raise TooManyFrames

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_compile.families.forms import flattened_in_few_passes, grid_positions, in_few_passes, rotate
+from vggt_compile.families.forms import flattened_in_few_passes, grid_positions, in_few_passes, in_set_passes, rotate
 from vggt_compile.families.rebuild import needs_rebuilding, reads_around_getattr, rebuilt, shares_out_a_batch
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ def recognise(cls: type) -> Iterator[Shim]:
         yield _few_passes_of_flattened(cls)
     if _loops_over_frames(cls):
         yield _few_passes(cls)
+    if _skips_its_loop(cls):
+        yield _set_passes(cls)
     if _reads_largest_position(cls):
         yield from _rope(cls)
         for helper in _companions(cls):
@@ -192,6 +194,20 @@ def _few_passes_of_flattened(cls: type) -> Shim:
 
     what = "a number of chunks that does not change with every frame count"
     return Shim(cls, "forward", forward, _by_name(forward, form), what)
+
+
+def _skips_its_loop(cls: type) -> bool:
+    """The dense head written here: forward(layers, image_size, special) with a loop over frames for eager mode only."""
+    return {"is_compiling", "chunk", "predict"} <= _names_in(cls, "forward", 3)
+
+
+def _set_passes(cls: type) -> Shim:
+    forward = vars(cls)["forward"]
+
+    def form(self: Any, layers: Any, size: tuple[int, int], special: int) -> Tensor:
+        return in_set_passes(self.predict, layers, size, special, self.chunk)
+
+    return Shim(cls, "forward", forward, _by_name(forward, form), "as many chunks as an export sets, in a compile one")
 
 
 def _dictionaries_beside(cls: type) -> list[type]:

@@ -30,7 +30,7 @@ class DPTConfig:
     features: int = 256
     """Channels of the fused map, a multiple of 8."""
     chunk: int | None = 8
-    """Frames a pass in eager mode, which bounds memory; None takes all at once. A traced head takes all at once."""
+    """Frames a pass in eager mode, which bounds memory; None takes all at once. A compiled head takes all at once."""
 
 
 class DPTHead(nn.Module):
@@ -38,7 +38,8 @@ class DPTHead(nn.Module):
 
     Attributes:
         chunk: frames a pass in eager mode, see `DPTConfig.chunk`. A graph takes all at once: a loop over frames would
-            pin their number. For long compiled runs compile the trunk alone; it already returns only what is read.
+            pin their number. For long compiled runs compile the trunk alone; it already returns only what is read. An
+            export sets a number of passes for a range of frames, where `chunk` is not None.
     """
 
     def __init__(self, config: DPTConfig, dim: int, patch_size: int, out: int) -> None:

@@ -1,0 +1,58 @@
+"""The benchmark of artifacts: what its stages find is in one file, also if one of them fails or comes too late."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import upstream
+
+from vggt_compile.bench.export import AFTER, BESIDE, main, over_jit, read
+
+
+def found(tmp_path: Path, *argv: str) -> dict[str, Any]:
+    out = tmp_path / "export.json"
+    main(["--quick", *argv, "--work", str(tmp_path / "work"), "--out", str(out)])
+    return json.loads(out.read_text())
+
+
+def test_what_is_given_goes_before_what_quick_means(tmp_path: Path) -> None:
+    args = read(["--quick", "--device", "cuda", "--work", str(tmp_path)])
+    assert (args.device, args.preset, args.frames) == ("cuda", "tiny", [3, 5])
+    assert (read(["--work", str(tmp_path)]).preset, read([]).work.is_dir()) == ("1b", True)
+
+
+def test_a_stage_that_fails_says_why_and_takes_no_other_along(tmp_path: Path) -> None:
+    """There is no artifact to load, and no such checkout."""
+    skipped = ("export", "outline", "jit-again", "outline-again")
+    results = found(tmp_path, "--upstream", str(tmp_path), "--skip", *skipped)
+    assert "ModuleNotFoundError" in results["jit"]["failed"]
+    assert "model.pt2: cannot be read" in results["artifact"]["failed"]
+    assert (tmp_path / "work" / "artifact.log").read_text().count("NotAnArtifact")
+
+
+def test_a_stage_that_comes_too_late_is_ended(tmp_path: Path) -> None:
+    results = found(tmp_path, "--limit", "0.1", "--skip", *(name for name in (*BESIDE, *AFTER) if name != "jit"))
+    assert results["jit"] == {"failed": "no time left of 0 s"}
+
+
+def test_the_ratio_is_of_counts_that_both_have() -> None:
+    stages = {"jit": {"steady_s": {"3": 2.0}}, "artifact": {"steady_s": {"3": 1.0, "5": 1.0}}}
+    assert over_jit(stages) == {"3": 0.5}
+    assert over_jit({"jit": {"failed": ""}}) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(upstream.VARIABLE not in os.environ, reason=f"minutes; set {upstream.VARIABLE}")
+def test_all_stages_of_a_tiny_model(tmp_path: Path) -> None:
+    results = found(tmp_path)
+    assert not [name for name in (*BESIDE, *AFTER) if "failed" in results[name]]
+    assert results["export"]["bytes"] == (tmp_path / "work" / "model.pt2").stat().st_size
+    assert set(results["over_jit"]) == {"3", "5"}
+    for name in ("jit", "outline"):
+        assert results[name]["caches"]["autograd_cache_miss"] == 1
+        assert results[f"{name}-again"]["caches"]["autograd_cache_hit"] == 1
+        assert results[f"{name}-again"]["first_answer_s"] < results[name]["first_answer_s"]
