@@ -31,7 +31,8 @@ DRAWING = """
     backend → breaks densities probes handouts recipes rewrite caches families.trace graph
     caches → sources
     breaks → report families.shims graph
-    recipes → plan published rules
+    recipes → plan published recommended rules
+    recommended → published
     rules → published
     rewrite → graph plan report observe passes.lift_attention ops
     observe → graph plan report

@@ -1,7 +1,7 @@
-"""Our own recipes: what the accuracy bench leaves standing and the GPU finds fast (docs/accuracy.md, docs/recipes.md).
+"""Our own recipes: what the accuracy bench leaves standing and the GPU finds fast (docs/recipes.md).
 
-Both thin keys and touch nothing else. Of all that was tried, queries that read fewer patches of every frame lose least for
-what they save; which patch of a window stays moves from frame to frame, so that no place is unread everywhere.
+Both thin keys and touch nothing else. Of all that was tried, queries that read fewer patches of every frame lose least
+for what they save; which patch of a window stays moves from frame to frame, so that no place is unread everywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from vggt_compile.published import Entry
 
 MOST_FRAMES = 100
-"""Of longer sequences `turbo` reads patches of every second, third, … frame, so its time grows with their length only."""
+"""Of longer sequences `turbo` reads patches of every second, third, … frame: time grows as their length, not faster."""
 
 
 def _keys(stride: tuple[int, int], most_frames: int = 0) -> dict[str, Any]:
@@ -27,8 +27,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "turbo",
-        f"global layers read one patch of each 2×3 window, in the last quarter of the depth 2×2, of {MOST_FRAMES} frames "
-        "at most",
+        "global layers read one patch of each 2×3 window, in the last quarter of the depth 2×2, of "
+        f"{MOST_FRAMES} frames at most",
         "this project's benchmarks",
         {"layers": {"0-75%": _keys((2, 3), MOST_FRAMES), "75-100%": _keys((2, 2), MOST_FRAMES)}},
     ),
