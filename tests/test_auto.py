@@ -341,7 +341,7 @@ def test_the_command_writes_plans(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = (randomized(pi3("tiny")), "weights", 14)
-    monkeypatch.setattr("vggt_compile.cli.profile.load_model", lambda *_: loaded)
+    monkeypatch.setattr("vggt_compile.cli.profile.load_model", lambda *_, **__: loaded)
     argv = ["plan", "pi3-tiny", "--scenes", "orbit", "--frames", "3", "--size", "56", "56", "--device", "cpu", "--json"]
     out = ["--out", str(tmp_path / "plan.json"), "--work", str(tmp_path / "work")]
     assert main([*argv, "--target", "speedup=2", "--target", "flops=0.9", *out]) == 0

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     targets = [Target.read(text) for text in args.target]
     check_frames(args.frames)
     device = read_device(args.device)
-    model, weights, patch = load_model(args, device)
+    model, weights, patch = load_model(args.model, args.checkpoint, device)
     scenes = read_scenes(args, model, patch, device)
     with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bf16"):
         warnings.filterwarnings("ignore", message="vggt_compile:")

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     counts, plans, measures = read_frames(args.frames), read_plans(args.plans), read_measures(args)
     device = read_device(args.device)
     picture.check_installed()
-    model, weights, patch = load_model(args, device)
+    model, weights, patch = load_model(args.model, args.checkpoint, device, random=args.random)
     scenes = [_scenes(args, model, patch, count, device) for count in counts]
     folder = output_folder(args.out)
     profiles: list[Profile] = []
@@ -111,30 +111,32 @@ def read_measures(args: argparse.Namespace) -> list[dict[str, Any]]:
     return wanted
 
 
-def load_model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, int]:
+def load_model(
+    name: str, checkpoint: str | None, device: torch.device, *, random: bool = False
+) -> tuple[nn.Module, str, int]:
     """A model, a fingerprint of its weights, and the side of its patches."""
     from vggt_compile.cli import subject
     from vggt_compile.cli.accuracy import fingerprint, load
 
-    if args.random:
-        return _random(args, device)
-    if ":" not in args.model:
-        model, weights = load(args.model, args.checkpoint, device)
+    if random:
+        return _random(name, checkpoint, device)
+    if ":" not in name:
+        model, weights = load(name, checkpoint, device)
         return model, weights, model.config.patch_size
-    if args.checkpoint is not None:
-        raise BadInput(f"--checkpoint: {args.model} gives a model with its weights")
-    found = subject.outline(args.model)
+    if checkpoint is not None:
+        raise BadInput(f"--checkpoint: {name} gives a model with its weights")
+    found = subject.outline(name)
     return found.model.to(device), fingerprint(found.model), found.patch
 
 
-def _random(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, str, int]:
+def _random(name: str, checkpoint: str | None, device: torch.device) -> tuple[nn.Module, str, int]:
     """Random weights with the gains of residual branches at 1: what depth, width and frames do by themselves."""
     from vggt_compile.cli import subject
     from vggt_compile.models import available
 
-    if ":" in args.model or args.checkpoint is not None or args.model in available():
-        raise BadInput(f"--random: {args.model} has weights; it is for models of this package without any")
-    found = subject.named(args.model, device)
+    if ":" in name or checkpoint is not None or name in available():
+        raise BadInput(f"--random: {name} has weights; it is for models of this package without any")
+    found = subject.named(name, device)
     return found.model, "random", found.patch
 
 
