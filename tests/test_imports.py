@@ -30,7 +30,7 @@ DRAWING = """
     dry_run → backend
     backend → breaks densities probes handouts recipes rewrite caches families.trace graph
     caches → sources
-    breaks → report families.shims graph
+    breaks → report families.shim graph
     recipes → plan published recommended rules
     recommended → published
     rules → published
@@ -56,7 +56,10 @@ DRAWING = """
     scenes →
     models →
     families.trace → families.shims
-    families.shims → families.forms families.rebuild
+    families.shims → families.rotary families.dense_heads families.rebuild
+    families.rotary → families.shim families.forms
+    families.dense_heads → families.shim families.forms
+    families.shim →
     families.forms →
     families.rebuild →
     site →

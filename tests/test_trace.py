@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from vggt_compile import prepare, unprepare
-from vggt_compile.families import forms, shims, trace
+from vggt_compile.families import forms, rotary, shims, trace
 from vggt_compile.families.rebuild import rebuilt
 
 CPU = torch.device("cpu")
@@ -172,7 +172,7 @@ def test_a_look_alike_is_left_alone_with_a_warning(cls: type, says: str, caplog:
 
 def test_positions_in_another_order_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert list(shims._positions(ColumnsFirst)) == []
+        assert list(rotary.positions_shim(ColumnsFirst)) == []
     assert "keep its cache" in caplog.text
     assert (ColumnsFirst, "__call__") not in trace._armed
 

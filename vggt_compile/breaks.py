@@ -13,7 +13,7 @@ from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import graph_break_reasons
 from torch.fx import GraphModule
 
-from vggt_compile.families.shims import Shim
+from vggt_compile.families.shim import Shim
 from vggt_compile.graph import dialect
 from vggt_compile.report import Report
 from vggt_compile.site import LOST

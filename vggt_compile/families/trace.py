@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from vggt_compile.families.shims import Shim, recognise
+from vggt_compile.families.shim import Shim
+from vggt_compile.families.shims import recognise
 
 log = logging.getLogger(__name__)
 
