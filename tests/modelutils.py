@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from vggt_compile.models import pi3, vggt
+
 Model = TypeVar("Model", bound=nn.Module)
+BUILDERS = {"vggt": vggt, "pi3": pi3}
+both = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 
 
 def randomized(model: Model, std: float = 0.1, gain: float = 0.5) -> Model:
@@ -23,6 +29,11 @@ def randomized(model: Model, std: float = 0.1, gain: float = 0.5) -> Model:
                 parameter.fill_(gain)
             parameter.add_(torch.empty(parameter.shape).normal_(std=std, generator=generator))
     return model.eval()
+
+
+def tiny(build: Callable[..., nn.Module], **overrides: Any) -> Any:
+    torch.manual_seed(0)
+    return randomized(build("tiny", **overrides))
 
 
 def images(*shape: int) -> Tensor:

@@ -1,46 +1,22 @@
-"""The reference models on their own: shapes, symmetries, traces, precision, loading."""
+"""The reference models on their own: shapes, symmetries, traces, precision."""
 
 from __future__ import annotations
 
-import logging
-import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from modelutils import images, randomized, tensors, worst
-from torch import Tensor, nn
+from modelutils import BUILDERS, both, images, tensors, tiny, worst
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from vggt_compile.models import (
-    CheckpointError,
-    DPTConfig,
-    Pi3Config,
-    VGGTConfig,
-    ViTConfig,
-    load_checkpoint,
-    pi3,
-    vggt,
-)
-from vggt_compile.models.camera import nearest_rotation
+from vggt_compile.models import DPTConfig, pi3, vggt
 from vggt_compile.models.dpt import DPTHead
-from vggt_compile.models.encoder import ViT
 from vggt_compile.models.layers import Attention
-from vggt_compile.models.pose import Cameras, decode_pose, encode_pose, matrix_to_quaternion, quaternion_to_matrix
-from vggt_compile.models.rope import grid_positions, rotate, rotation
 
-BUILDERS = {"vggt": vggt, "pi3": pi3}
 ROUNDING = 1e-5  # of fp32 sums taken in another order, relative
-both = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-
-
-def tiny(build: Callable[..., nn.Module], **overrides: Any) -> Any:
-    torch.manual_seed(0)
-    return randomized(build("tiny", **overrides))
 
 
 def shallow(build: Callable[..., nn.Module]) -> Any:
@@ -164,68 +140,6 @@ def test_the_trunk_keeps_only_layers_that_heads_read(outputs: tuple[str, ...], l
     assert {t.shape for t in kept.values()} == {(2, 3, 5 + 12, 128)}
 
 
-@torch.no_grad()
-def test_the_stored_position_grid_is_resampled_to_itself() -> None:
-    vit = randomized(ViT(ViTConfig(depth=0, grid=5), patch_size=14, dim=8))
-    assert torch.equal(vit.positions(5, 5)[1], vit.pos_embed[:, 1:])
-    assert vit.positions(3, 7)[1].shape == (1, 21, 8)
-
-
-def test_rotated_products_depend_on_the_offset_alone() -> None:
-    torch.manual_seed(0)
-    query, key = torch.randn(2, 32)
-    positions = grid_positions(4, 6, special=2, device=torch.device("cpu"))
-    by = rotation(positions, 32, base=100.0)
-    q, k = (rotate(x.expand(1, 1, 26, 32), by)[0, 0] for x in (query, key))
-    assert torch.equal(q[:2], query.expand(2, 32))
-    scores = (q @ k.T)[2:, 2:]
-    same = positions[2:, None] - positions[None, 2:]
-    for offset in (torch.tensor([0, 0]), torch.tensor([1, -2]), torch.tensor([-3, 5])):
-        equal = scores[(same == offset).all(-1)]
-        torch.testing.assert_close(equal, equal[:1].expand_as(equal))
-    assert scores.std() > 0.1
-
-
-def test_nearest_rotation() -> None:
-    torch.manual_seed(0)
-    rotations = quaternion_to_matrix(torch.randn(50, 4))
-    torch.testing.assert_close(nearest_rotation(3 * rotations), rotations)
-    mirrored = rotations @ torch.diag(torch.tensor([1.0, 1.0, -1.0]))
-    for matrices in (mirrored, torch.randn(50, 3, 3)):
-        nearest = nearest_rotation(matrices)
-        torch.testing.assert_close(nearest @ nearest.mT, torch.eye(3).expand(50, 3, 3))
-        torch.testing.assert_close(torch.linalg.det(nearest), torch.ones(50))
-
-
-def test_pose_round_trip() -> None:
-    torch.manual_seed(0)
-    encoding = torch.randn(4, 100, 9, dtype=torch.float64)
-    encoding[..., 7:] = 0.2 + 2.5 * torch.rand(4, 100, 2)
-    cameras = decode_pose(encoding, (392, 518))
-    again = encode_pose(cameras, (392, 518))
-    quaternion = encoding[..., 3:7] / encoding[..., 3:7].norm(dim=-1, keepdim=True) * encoding[..., 6:7].sign()
-    torch.testing.assert_close(again, torch.cat((encoding[..., :3], quaternion, encoding[..., 7:]), dim=-1))
-    torch.testing.assert_close(decode_pose(again, (392, 518)), cameras)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_half_turns_keep_their_axis(axis: int) -> None:
-    turn = -torch.eye(3)
-    turn[axis, axis] = 1
-    quaternion = torch.eye(4)[axis]
-    torch.testing.assert_close(matrix_to_quaternion(turn).abs(), quaternion)
-    torch.testing.assert_close(quaternion_to_matrix(quaternion), turn)
-
-
-def test_a_decoded_camera_sees_the_image_border_at_half_its_field_of_view() -> None:
-    encoding = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.4])
-    cameras = decode_pose(encoding, (200, 300))
-    assert isinstance(cameras, Cameras)
-    ray = torch.stack([torch.tan(torch.tensor(0.7)), torch.tan(torch.tensor(0.5)), torch.tensor(1.0)])
-    torch.testing.assert_close(cameras.intrinsics @ ray, torch.tensor([300.0, 200.0, 1.0]))
-    torch.testing.assert_close(cameras.extrinsics, torch.eye(3, 4))
-
-
 @both
 @torch.no_grad()
 def test_autocast_stops_at_the_heads(build: Callable[..., nn.Module]) -> None:
@@ -302,30 +216,6 @@ def test_export_with_any_number_of_frames(build: Callable[..., nn.Module]) -> No
         assert worst(program.module()(x), model(x)) == 0
 
 
-@pytest.mark.parametrize(
-    ("build", "name", "nearest"),
-    [(vggt, "1B", "1b"), (vggt, "smal", "small"), (pi3, "Larg", "large"), (pi3, "tini", "tiny")],
-)
-def test_an_unknown_name_is_refused_with_the_nearest(build: Callable[..., nn.Module], name: str, nearest: str) -> None:
-    with pytest.raises(ValueError, match=rf"no model named '{name}'.*did you mean '{nearest}'"):
-        build(name)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"embed_dim": 66}, {"outputs": ("camera", "track")}, {"depth": 3}, {"heads": 3}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_a_config_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        vggt("tiny", **fields)
-
-
-def test_pi3_blocks_come_in_pairs() -> None:
-    with pytest.raises(ValueError, match="depth=3"):
-        pi3("tiny", depth=3)
-
-
 @both
 def test_small_models_stay_small_and_keep_the_head_width(build: Callable[..., nn.Module]) -> None:
     model = build("small")
@@ -340,82 +230,3 @@ def test_released_sizes_are_built_on_the_meta_device(build: Callable[..., nn.Mod
         model = build()
     assert all(p.is_meta for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
-
-
-def released(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict as it is released: with a track head."""
-    return dict(
-        model.state_dict(), **{"track_head.tracker.weight": torch.zeros(2), "track_head.norm.bias": torch.zeros(3)}
-    )
-
-
-def test_track_head_is_ignored_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    source, model = tiny(vggt), vggt("tiny")
-    with caplog.at_level(logging.WARNING, "vggt_compile"):
-        assert model.load_state_dict(released(source), strict=True) == ([], [])
-    assert caplog.messages == ["ignored 2 tensors of track_head, which this model does not have"]
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
-
-
-def test_track_head_is_ignored_below_a_prefix() -> None:
-    wrapped = nn.ModuleDict({"net": vggt("tiny")})
-    state = {f"net.{key}": value for key, value in released(tiny(vggt)).items()}
-    assert wrapped.load_state_dict(state, strict=True) == ([], [])
-
-
-def test_other_unknown_keys_are_errors() -> None:
-    model = vggt("tiny")
-    with pytest.raises(RuntimeError, match="tracker_head"):
-        model.load_state_dict({**model.state_dict(), "tracker_head.weight": torch.zeros(1)})
-
-
-def test_heads_switched_off_are_ignored_too(caplog: pytest.LogCaptureFixture) -> None:
-    model = vggt("tiny", outputs=("depth",))
-    with caplog.at_level(logging.WARNING, "vggt_compile"):
-        model.load_state_dict(released(tiny(vggt)), strict=True)
-    assert "of camera_head, point_head, track_head," in caplog.text
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pt", "wrapped.pt"])
-@both
-@torch.no_grad()
-def test_load_checkpoint(build: Callable[..., nn.Module], suffix: str, tmp_path: Path) -> None:
-    source = tiny(build)
-    state = released(source) if build is vggt else source.state_dict()
-    path = tmp_path / f"model.{suffix}"
-    if suffix == "safetensors":
-        safetensors.torch.save_file(state, path)
-    else:
-        torch.save({"model": state} if suffix == "wrapped.pt" else state, path)
-
-    with torch.device("meta"):
-        empty = build("tiny").eval()
-    x = images(1, 2, 3, 42, 56)
-    for model in (build("tiny").eval(), empty):
-        record = load_checkpoint(model, path)
-        assert record.path == path
-        assert record.tensors == len(source.state_dict())
-        assert set(record.ignored) == state.keys() - source.state_dict().keys()
-        assert worst(model(x), source(x)) == 0
-
-
-def test_a_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path: Path) -> None:
-    state = dict(tiny(vggt).state_dict())
-    del state["aggregator.camera_token"]
-    state["aggregator.extra"] = torch.zeros(1)
-    state["depth_head.norm.bias"] = torch.zeros(7)
-    torch.save(state, tmp_path / "model.pt")
-    model = vggt("tiny")
-    before = random.Random(0).choice(list(model.parameters())).clone()
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(model, tmp_path / "model.pt")
-    message = str(caught.value)
-    assert "1 missing: aggregator.camera_token" in message
-    assert "1 unknown: aggregator.extra" in message
-    assert "depth_head.norm.bias (7,), not (128,)" in message
-    assert torch.equal(before, random.Random(0).choice(list(model.parameters())))
-
-
-def test_configs_are_frozen_and_hashable() -> None:
-    assert len({VGGTConfig(), VGGTConfig(), VGGTConfig(depth=36)}) == 2
-    assert len({Pi3Config(), Pi3Config()}) == 1
