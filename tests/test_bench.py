@@ -12,16 +12,10 @@ import torch
 
 from vggt_compile.__main__ import main
 from vggt_compile.bench import attention, model, selection, traces
-from vggt_compile.bench.model import (
-    Settings,
-    cold_counts,
-    known_variant,
-    page,
-    read,
-    speed_table,
-    split_variant,
-    warm_counts,
-)
+from vggt_compile.bench.model import Settings, cold_counts, warm_counts
+from vggt_compile.bench.page import page, speed_table
+from vggt_compile.bench.record import read
+from vggt_compile.bench.variants import known_variant, split_variant
 from vggt_compile.cli.speed import read_variant
 from vggt_compile.errors import BadInput, PlanError, UnknownName
 

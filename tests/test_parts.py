@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vggt_compile.bench import bars
-from vggt_compile.bench.model import page
+from vggt_compile.bench.page import page
 from vggt_compile.bench.parts import (
     CHOOSING,
     FRAME,

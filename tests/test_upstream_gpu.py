@@ -22,8 +22,8 @@ from torch.fx import GraphModule
 from upstream_models import SITES, same_bits, scene
 
 from vggt_compile import collect_reports, vggt_sparse
-from vggt_compile.bench.model import versions
 from vggt_compile.bench.traces import page
+from vggt_compile.bench.versions import versions
 from vggt_compile.families import trace
 from vggt_compile.report import Report
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from vggt_compile.bench.model import versions
+from vggt_compile.bench.versions import versions
 from vggt_compile.errors import BadInput
 from vggt_compile.ops.attention import reference
 from vggt_compile.ops.operands import Operands

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vggt_compile import registry, vggt_sparse
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.bench.attention import HEAD_DIM, HEADS
-from vggt_compile.bench.model import versions
+from vggt_compile.bench.versions import versions
 from vggt_compile.bench.worker import timed
 from vggt_compile.errors import BadInput
 from vggt_compile.models import vggt

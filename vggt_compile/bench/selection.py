@@ -16,7 +16,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from vggt_compile.bench.attention import HEAD_DIM, HEADS, K_BLOCK, Q_BLOCK, timed
-from vggt_compile.bench.model import versions
+from vggt_compile.bench.versions import versions
 from vggt_compile.errors import BadInput
 from vggt_compile.ops.attention import attention
 from vggt_compile.ops.select_blocks import select_blocks

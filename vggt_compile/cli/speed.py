@@ -6,20 +6,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from vggt_compile.bench.model import (
-    MODELS,
-    PHASES,
-    TOGETHER,
-    VARIANTS,
-    WITHOUT,
-    Settings,
-    all_variants,
-    check_passes,
-    known_variant,
-    run_phase,
-    split_variant,
-    write,
-)
+from vggt_compile.bench.model import MODELS, PHASES, TOGETHER, Settings, run_phase
+from vggt_compile.bench.record import write
+from vggt_compile.bench.variants import VARIANTS, WITHOUT, all_variants, check_passes, known_variant, split_variant
 from vggt_compile.errors import BadInput
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import read_named
