@@ -19,6 +19,7 @@ from typing import Any
 from tabulate import tabulate
 
 from vggt_compile import registry
+from vggt_compile.bench.measured import changes, speeds
 from vggt_compile.recipes import DEFAULT, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,21 @@ def recipe_table() -> str:
         for r in recipes().values()
     ]
     return github(rows, "recipe", "what it does", "what its source reports", "source")
+
+
+def measured_table() -> str:
+    """Speed over dense and change of accuracy of each recipe, as far as the committed benchmarks have it."""
+    frames, rows = (32, 100, 200, 300), []
+    for recipe in recipes().values():
+        _, ratios = speeds(recipe)
+        found = {(change.model, change.frames): change for change in changes(recipe)}
+        change = found.get(("pi3-small", 32))
+        lost = f"{change.points[0]:+.1f} [{change.points[1]:+.1f}, {change.points[2]:+.1f}]" if change else ""
+        left = f"{change.flops:.0%}" if change and change.flops else ""
+        if ratios or change:
+            times = (f"{ratios[n]:.2f}×" if n in ratios else "" for n in frames)
+            rows.append((f"`{recipe.name}`", *times, left, lost))
+    return github(rows, "recipe", *(f"{n} frames" for n in frames), "FLOPs left", "AUC@30")
 
 
 def recipe_plans() -> str:
@@ -119,6 +135,7 @@ def family_table() -> str:
 
 TABLES = {
     "recipes": recipe_table,
+    "measured": measured_table,
     "plans": recipe_plans,
     "methods": method_table,
     "regions": region_table,

@@ -6,8 +6,9 @@ They lie in `docs/benchmarks` of a checkout and do not come with an installed pa
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vggt_compile.errors import PlanError
 from vggt_compile.plan import Plan
@@ -18,51 +19,81 @@ TIMES = ("recipes.json", "sparse.json", "model.json")
 ACCURACIES = ("accuracy.json", "plans/accuracy.json")
 
 
+class Change(NamedTuple):
+    """AUC@30 less that of dense.
+
+    Attributes:
+        scenes: how many and of what kind.
+        points: the mean over scenes and the ends of its 95 % interval.
+        flops: share of the attention FLOPs that is left; None where the entry does not say.
+    """
+
+    model: str
+    frames: int
+    scenes: str
+    points: tuple[float, ...]
+    flops: float | None
+
+
 def measured(recipe: Recipe, folder: Path = FOLDER) -> list[str]:
     """Speed at the most frames that dense was timed at too, and accuracy at the most frames, for each model."""
     return [*_speed(recipe, folder), *_accuracy(recipe, folder)]
 
 
-def _speed(recipe: Recipe, folder: Path) -> list[str]:
-    """Of the first file that has it; one run's times are not set against another's."""
-    lines: list[str] = []
+def speeds(recipe: Recipe, folder: Path = FOLDER) -> tuple[str, dict[int, float]]:
+    """The GPU, and how many times as fast as dense by frame count; of the first file that has it, for runs differ."""
     for name in TIMES:
         found = _read(folder / name)
-        plans = found.get("settings", {}).get("plans", {})
-        names = {recipe.name, *(given for given, plan in plans.items() if _is(plan, recipe.plan))} - {"dense"}
         seconds = {(row["variant"], row["frames"]): row.get("warm_s") for row in found.get("warm", [])}
-        pairs = {
-            frames: (seconds.get(("dense", frames)), own)
+        settings = found.get("settings", {})
+        same = {n for n, plan in settings.get("plans", {}).items() if _is(plan, recipe.plan, settings["model"])}
+        names = {recipe.name, *same} - {"dense"}
+        ratios = {
+            frames: dense / own
             for (variant, frames), own in seconds.items()
-            if variant in names
+            if variant in names and own and (dense := seconds.get(("dense", frames)))
         }
-        both = {frames: (dense, own) for frames, (dense, own) in pairs.items() if dense and own}
-        if both:
-            dense, own = both[most := max(both)]
-            lines.append(f"{found['machine']['gpu']}, {most} frames: {dense / own:.2f} times as fast as dense")
-            break
-    return lines
+        if ratios:
+            return found["machine"]["gpu"], ratios
+    return "", {}
+
+
+def _speed(recipe: Recipe, folder: Path) -> list[str]:
+    gpu, ratios = speeds(recipe, folder)
+    return [f"{gpu}, {max(ratios)} frames: {ratios[max(ratios)]:.2f} times as fast as dense"] if ratios else []
+
+
+def changes(recipe: Recipe, folder: Path = FOLDER) -> Iterator[Change]:
+    """What it does to a model's accuracy over all scenes of an entry, for each model and number of frames."""
+    for entry in (entry for name in ACCURACIES for entry in _read(folder / name).get("entries", [])):
+        names = {
+            name
+            for name, plan in entry["plans"].items()
+            if entry["form"] == "plans" and _is(plan, recipe.plan, entry["model"])
+        }
+        for row in entry["rows"]:
+            points = row["difference"].get("AUC@30")
+            if row["plan"] in names - {"dense"} and row["scene"] == "all scenes" and points is not None:
+                scenes = f"{row['count']} {entry['settings']['source']} scenes"
+                yield Change(entry["model"], entry["frames"], scenes, tuple(points), row.get("attention_left"))
 
 
 def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
-    best: dict[str, tuple[int, str]] = {}
-    for entry in (entry for name in ACCURACIES for entry in _read(folder / name).get("entries", [])):
-        names = {name for name, plan in entry["plans"].items() if entry["form"] == "plans" and _is(plan, recipe.plan)}
-        for row in entry["rows"]:
-            change = row["difference"].get("AUC@30")
-            if row["plan"] in names - {"dense"} and row["scene"] == "all scenes" and change is not None:
-                of = f"{entry['model']}, {entry['frames']} frames, {row['count']} {entry['settings']['source']} scenes"
-                line = f"{of}: AUC@30 {change[0]:+.1f} against dense"
-                best[entry["model"]] = max(best.get(entry["model"], (0, "")), (entry["frames"], line))
-    return [line for _, line in best.values()]
+    best: dict[str, Change] = {}
+    for change in changes(recipe, folder):
+        if change.model not in best or change.frames >= best[change.model].frames:
+            best[change.model] = change
+    return [f"{c.model}, {c.frames} frames, {c.scenes}: AUC@30 {c.points[0]:+.1f} against dense" for c in best.values()]
 
 
-def _is(written: dict, plan: Plan) -> bool:
-    """Whether a plan of a file is this one; plans in the words of another version are not."""
+def _is(written: dict, plan: Plan, model: str) -> bool:
+    """Whether a plan of a file does the same to a model; plans in the words of another version are not known."""
+    family = model.partition("-")[0]
     try:
-        return Plan.read(written) == plan
+        found = Plan.read(written)
     except PlanError:
         return False
+    return (found.rules_for(family), found.min_tokens) == (plan.rules_for(family), plan.min_tokens)
 
 
 def _read(path: Path) -> dict[str, Any]:
