@@ -48,10 +48,11 @@ def measured_table() -> str:
         change = found.get(("pi3-small", 32))
         lost = f"{change.points[0]:+.1f} [{change.points[1]:+.1f}, {change.points[2]:+.1f}]" if change else ""
         left = f"{change.flops:.0%}" if change and change.flops else ""
+        scenes = change.scenes.split()[0] if change else ""
         if ratios or change:
             times = (f"{ratios[n]:.2f}×" if n in ratios else "" for n in frames)
-            rows.append((f"`{recipe.name}`", *times, left, lost))
-    return github(rows, "recipe", *(f"{n} frames" for n in frames), "FLOPs left", "AUC@30")
+            rows.append((f"`{recipe.name}`", *times, left, lost, scenes))
+    return github(rows, "recipe", *(f"{n} frames" for n in frames), "FLOPs left", "AUC@30", "scenes")
 
 
 def recipe_plans() -> str:

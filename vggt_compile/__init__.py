@@ -1,6 +1,6 @@
 """Speed for feed-forward 3D reconstruction models: a torch.compile backend for the VGGT family.
 
-    torch.compile(model, backend="vggt_sparse", options={"plan": "g2f"})
+    torch.compile(model, backend="vggt_sparse", options={"plan": "turbo"})
 
 Names are imported when they are first used, so importing the package costs nothing and needs no GPU.
 """

@@ -16,7 +16,7 @@ from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 TIMES = ("recipes.json", "sparse.json", "model.json")
-ACCURACIES = ("accuracy.json", "plans/accuracy.json")
+ACCURACIES = ("accuracy.json", "plans/accuracy.json", "phase/accuracy.json")
 
 
 class Change(NamedTuple):
