@@ -13,7 +13,7 @@ from alternating import Spec, build
 from harness import exported, swapped
 from torch import Tensor, nn
 
-from vggt_compile.rewrite import _GraphRewrite
+from vggt_compile.lower import Lowering
 from vggt_compile.site import AttentionState, Site
 
 
@@ -64,9 +64,9 @@ class BareTrunk(nn.Module):
 def lowered(model: nn.Module, x: Tensor, plan: object, monkeypatch: Any) -> tuple[Site, AttentionState, dict]:
     """The only site that is lowered, its state, and the values of all nodes by their name."""
     seen, values = [], {}
-    lower = _GraphRewrite._lower
+    lower = Lowering.lower
 
-    def watch(self: _GraphRewrite, site: Site, state: AttentionState) -> None:
+    def watch(self: Lowering, site: Site, state: AttentionState) -> None:
         seen.append((site, state))
         values[site.call.k.name] = None
         lower(self, site, state)
@@ -76,7 +76,7 @@ def lowered(model: nn.Module, x: Tensor, plan: object, monkeypatch: Any) -> tupl
             values[node.name] = super().run_node(node)
             return values[node.name]
 
-    monkeypatch.setattr(_GraphRewrite, "_lower", watch)
+    monkeypatch.setattr(Lowering, "lower", watch)
     gm, _ = exported(model, x, plan)
     Watch(gm).run(x)
     ((site, state),) = seen

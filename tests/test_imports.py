@@ -34,7 +34,10 @@ DRAWING = """
     recipes → plan published recommended rules
     recommended → published
     rules → published
-    rewrite → graph plan report observe passes.lift_attention ops
+    rewrite → graph plan report observe lower rows unmet passes.lift_attention
+    lower → graph ops
+    rows → graph report
+    unmet → plan report
     observe → graph plan report
     sources → registry
     passes → registry graph ops

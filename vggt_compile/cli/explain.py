@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     check_frames(args.frames)
     size = tuple(args.size) if args.size else SIZE
     from vggt_compile.cli import subject
-    from vggt_compile.rewrite import unmet
+    from vggt_compile.unmet import unmet
 
     model = subject.outline(args.model)
     check_size(size, model.patch)
