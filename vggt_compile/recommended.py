@@ -1,7 +1,7 @@
 """Our own recipes: what the accuracy bench leaves standing and the GPU finds fast (docs/recipes.md).
 
 Both thin keys and touch nothing else. Of all that was tried, queries that read fewer patches of every frame lose least
-for what they save, and less where the same place of a window stays in every frame than where it moves.
+for what they save. The place of a window stays: where it moves from frame to frame, accuracy is the same or worse.
 """
 
 from __future__ import annotations
