@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import vggt_compile
 from vggt_compile.__main__ import main
-from vggt_compile.auto import hopeless, predict
+from vggt_compile.auto import gains, hopeless
 from vggt_compile.auto.calibration import Calibration, calibrate
 from vggt_compile.auto.candidates import DENSE, candidates, composed, everywhere
 from vggt_compile.auto.change import change, combined
@@ -149,23 +149,23 @@ def test_a_uniform_plan_is_predicted_exactly(calibration: Calibration) -> None:
 
 def test_factors_are_what_all_layers_are_over_their_sum() -> None:
     errors = {0: {"a": 0.1, "b": 0.0}, 1: {"a": 0.3}}
-    found = predict.factors(errors, {"a": 0.2, "b": 0.0})
+    found = gains.factors(errors, {"a": 0.2, "b": 0.0})
     assert found == {"a": pytest.approx(0.5), "b": 1.0}
 
 
 def test_smoothing_leaves_a_product_as_it_is_and_halves_what_is_beside_it() -> None:
     product = {layer: {name: s * t for name, t in (("a", 0.1), ("b", 0.4))} for layer, s in enumerate((1.0, 2.0, 5.0))}
-    smooth = predict.smoothed(product)
+    smooth = gains.smoothed(product)
     assert all(smooth[at] == pytest.approx(found) for at, found in product.items())
     odd = {**product, 1: {"a": 0.2, "b": 0.8 * math.e}}
     before = math.log(odd[1]["b"] * odd[0]["a"] / odd[1]["a"] / odd[0]["b"])
-    smooth = predict.smoothed(odd)
+    smooth = gains.smoothed(odd)
     after = math.log(smooth[1]["b"] * smooth[0]["a"] / smooth[1]["a"] / smooth[0]["b"])
     assert (before, after) == (pytest.approx(1), pytest.approx(0.5))
 
 
 def test_smoothing_leaves_zero_and_infinity_alone() -> None:
-    smooth = predict.smoothed({0: {"dense": 0.0, "a": 0.1, "b": math.inf}, 1: {"dense": 0.0, "a": 0.2}})
+    smooth = gains.smoothed({0: {"dense": 0.0, "a": 0.1, "b": math.inf}, 1: {"dense": 0.0, "a": 0.2}})
     assert smooth[0] == {"dense": 0.0, "a": pytest.approx(0.1), "b": math.inf}
     assert smooth[1] == {"dense": 0.0, "a": pytest.approx(0.2)}
 
