@@ -31,43 +31,59 @@ CUDA, CPU = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
 KERNELS = Path(bars.__file__).parents[1] / "ops"
 
 
-def operator(name: str, shapes: list[list[int]], *kernels: tuple[str, float]) -> Any:
-    return SimpleNamespace(
-        name=name,
-        device_type=CPU,
-        input_shapes=shapes,
-        kernels=[SimpleNamespace(name=kernel, duration=us) for kernel, us in kernels],
-    )
+class Recorder:
+    """Events as a profile has them: operators, calls of the runtime within their time, kernels that run later."""
 
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.now = 0.0
 
-def kernel(name: str, us: float) -> Any:
-    return SimpleNamespace(name=name, device_type=CUDA, device_time_total=us, kernels=[], input_shapes=[])
+    def operator(self, name: str, shapes: list[list[int]], *kernels: tuple[str, float], inner: str = "") -> None:
+        start = self.now
+        for kernel, us in kernels:
+            self.kernel(kernel, us)
+        self.now += 1
+        self._add(name, CPU, start, self.now, input_shapes=shapes)
+        if inner:
+            self._add(inner, CPU, start + 0.25, self.now - 0.25, input_shapes=shapes)
+        self.now += 1
+
+    def kernel(self, name: str, us: float) -> None:
+        number = len(self.events) + 1
+        self._add("cuLaunchKernelEx", CPU, self.now + 0.5, self.now + 0.75, id=number)
+        self._add(name, CUDA, 1e6 + self.now, 1e6 + self.now + us, id=number)
+        self.now += 1
+
+    def _add(self, name: str, where: Any, start: float, end: float, **more: Any) -> None:
+        span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+        given = {"id": -1, "input_shapes": [], "is_user_annotation": False} | more
+        self.events.append(SimpleNamespace(name=name, device_type=where, time_range=span, **given))
+
+    def annotation(self, name: str, us: float) -> None:
+        self._add(name, CUDA, 1e6, 1e6 + us, is_user_annotation=True)
 
 
 def test_attention_over_frames_is_told_from_attention_inside_by_its_length() -> None:
-    events = [
-        operator(
-            "aten::_scaled_dot_product_cudnn_attention", [[1, 16, 4000, 64]] * 3, ("fprop", 9000.0), ("copy", 40.0)
-        ),
-        operator("aten::_scaled_dot_product_cudnn_attention", [[4, 16, 1000, 64]] * 3, ("fprop", 2000.0)),
-        operator("aten::mm", [[10, 10]] * 2, ("nvjet_tst", 700.0)),
-        kernel("fprop", 9000.0),
-        kernel("fprop", 2000.0),
-        kernel("nvjet_tst", 700.0),
-        kernel("copy", 40.0),  # of the attention over frames
-        kernel("copy", 5.0),
-        kernel("triton_poi_fused_add_3", 30.0),
-        kernel("_select_0", 100.0),
-        kernel("attention_hopper", 500.0),
-    ]
-    found = milliseconds(kernels_of(events), per_frame=1000)
+    seen = Recorder()
+    cudnn = "aten::_scaled_dot_product_cudnn_attention"
+    seen.annotation("## Call CompiledFxGraph ##", 12_000.0)
+    seen.kernel("copy", 5.0)
+    both = ("fprop", 9000.0), ("copy", 40.0)
+    seen.operator(cudnn, [[1, 16, 4000, 64]] * 3, *both, inner="aten::_cudnn_attention_forward")
+    seen.operator(cudnn, [[4, 16, 1000, 64]] * 3, ("fprop", 2000.0))
+    seen.operator("aten::mm", [[10, 10]] * 2, ("nvjet_tst", 700.0))
+    seen.kernel("triton_poi_fused_add_3", 30.0)
+    seen.kernel("_select_0", 100.0)
+    seen.kernel("attention_hopper", 500.0)
+    found = milliseconds(kernels_of(seen.events), per_frame=1000)
     assert found == pytest.approx({GLOBAL: 9.54, FRAME: 2.0, CHOOSING: 0.1, PRODUCTS: 0.7, REST: 0.035})
 
 
 @pytest.mark.parametrize("name", ["aten::_flash_attention_forward", "aten::_efficient_attention_forward"])
 def test_operators_that_have_tokens_before_heads_are_known(name: str) -> None:
-    events = [operator(name, [[1, 4000, 16, 64]] * 3, ("fprop", 9000.0)), kernel("fprop", 9000.0)]
-    assert milliseconds(kernels_of(events), per_frame=1000)[GLOBAL] == pytest.approx(9.0)
+    seen = Recorder()
+    seen.operator(name, [[1, 4000, 16, 64]] * 3, ("fprop", 9000.0))
+    assert milliseconds(kernels_of(seen.events), per_frame=1000)[GLOBAL] == pytest.approx(9.0)
 
 
 def test_every_kernel_of_ours_that_is_launched_has_a_part() -> None:
@@ -124,7 +140,11 @@ def test_a_profile_on_a_gpu_finds_attention_and_products() -> None:
         a @ a
 
     call()
-    found = milliseconds(profiled(call), per_frame=512)
-    assert found[GLOBAL] > 0
-    assert found[FRAME] > 0
-    assert found[PRODUCTS] > 0
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    kernels = profiled(call)
+    found = milliseconds(kernels, per_frame=512)
+    assert min(found[GLOBAL], found[FRAME], found[PRODUCTS]) > 0, kernels
+    assert sum(found.values()) <= start.elapsed_time(end), kernels

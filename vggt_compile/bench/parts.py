@@ -6,7 +6,7 @@ Attention over all frames is told from attention inside frames by the shape of i
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ OURS = {"attention_kernel": GLOBAL, "attention_hopper": GLOBAL} | dict.fromkeys(
 )
 """Kernels of `vggt_compile.ops` by the names under which they are launched; a compiler may number them."""
 NUMBER = re.compile(r"_\d+$")
+LAUNCH = re.compile(r"cu(da)?(Launch|Mem)")
+"""Calls of CUDA's runtime and driver that put work on the GPU."""
 GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|cublas", re.IGNORECASE)
 
 
@@ -32,8 +34,8 @@ class Kernel(NamedTuple):
 
     Attributes:
         name: of the kernel.
-        milliseconds: how long it ran, once or in all.
-        operator: that launched it, "" where the profiler knows none.
+        milliseconds: how long it ran.
+        operator: the attention that launched it, "" where none did.
         queries: length of the sequences of an attention, None where it is none.
     """
 
@@ -71,24 +73,40 @@ def profiled(call: Callable[[], Any]) -> list[Kernel]:
 
 
 def kernels_of(events: Iterable[Any]) -> list[Kernel]:
-    """Kernels of a profile: those that an attention launched with its queries' length, the time of all others by name.
+    """Kernels of a profile, those of an attention with its queries' length.
 
-    A profile lists each kernel for itself, and once more with the operator that launched it.
+    A kernel has the number of the runtime's call that launched it, and that call lies within the time of its operator.
+    The profiler's own links leave out what cuDNN launches. Annotations have bars on the GPU too and are no kernels.
     """
     events = list(events)
-    launched = [
-        Kernel(kernel.name, kernel.duration / 1e3, event.name, _queries(event.name, event.input_shapes))
-        for event in events
-        if ATTENTION.search(event.name)
-        for kernel in event.kernels
-    ]
-    left: defaultdict[str, float] = defaultdict(float)
+    attentions = outermost(event for event in events if _on_cpu(event) and ATTENTION.search(event.name))
+    starts = [event.time_range.start for event in attentions]
+    launches = {event.id: event.time_range.start for event in events if _on_cpu(event) and LAUNCH.match(event.name)}
+    found = []
     for event in events:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            left[event.name] += event.device_time_total / 1e3
-    for kernel in launched:
-        left[kernel.name] -= kernel.milliseconds
-    return launched + [Kernel(name, max(0.0, spent)) for name, spent in left.items()]
+        if _on_cpu(event) or event.is_user_annotation:
+            continue
+        spent, at = event.time_range.elapsed_us() / 1e3, launches.get(event.id, -1.0)
+        before = bisect_right(starts, at) - 1
+        if before >= 0 and at <= attentions[before].time_range.end:
+            by = attentions[before]
+            found.append(Kernel(event.name, spent, by.name, _queries(by.name, by.input_shapes)))
+        else:
+            found.append(Kernel(event.name, spent))
+    return found
+
+
+def outermost(events: Iterable[Any]) -> list[Any]:
+    """Events by their start, without those inside another one."""
+    found: list[Any] = []
+    for event in sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end)):
+        if not found or event.time_range.start >= found[-1].time_range.end:
+            found.append(event)
+    return found
+
+
+def _on_cpu(event: Any) -> bool:
+    return bool(event.device_type == torch.autograd.DeviceType.CPU)
 
 
 def _queries(operator: str, shapes: Any) -> int | None:
