@@ -9,20 +9,22 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from vggt_compile.auto import costs, predict
+from vggt_compile.auto import costs
 from vggt_compile.auto.candidates import DENSE, candidates, composed
 from vggt_compile.auto.costs import Costs
+from vggt_compile.auto.gains import Errors, gains
 from vggt_compile.auto.gauge import Gauge
 from vggt_compile.auto.hopeless import hopeless
 from vggt_compile.auto.inputs import by_time, checked, dtype, read_policies
-from vggt_compile.auto.predict import Errors
 from vggt_compile.auto.runner import Traced
 from vggt_compile.plan import Plan, Policy
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Attributes:
+    """Errors and costs of candidates, of which plans are composed.
+
+    Attributes:
     policies: candidates by name.
     errors: layer → candidate → error of the outputs with that candidate at that layer alone.
     gains: layer → candidate → what it adds to the predicted error of a plan.
@@ -108,12 +110,12 @@ def calibrate(
         layer: {name: chosen[name] for name in found if name not in left_out.get(layer, {})}
         for layer, found in counted.layers.items()
     }
-    errors, together = measured(gauge, tried, progress)
-    gains = predict.gains(errors, together)
-    return Calibration(gauge, chosen, errors, gains, together, counted, timed, left_out)
+    errors, together = measure_errors(gauge, tried, progress)
+    added = gains(errors, together)
+    return Calibration(gauge, chosen, errors, added, together, counted, timed, left_out)
 
 
-def measured(
+def measure_errors(
     gauge: Gauge, tried: Mapping[int, Mapping[str, Policy]], progress: bool
 ) -> tuple[Errors, Mapping[str, float]]:
     """The error of each candidate at each layer alone, and at all of them together."""

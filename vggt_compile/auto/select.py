@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from vggt_compile.auto.calibration import Calibration
 from vggt_compile.auto.costs import Costs
+from vggt_compile.auto.gains import Errors
 from vggt_compile.auto.knapsack import Option, choose
-from vggt_compile.auto.predict import Errors
 
 Choice = Mapping[int, str]
 """Layer → candidate."""

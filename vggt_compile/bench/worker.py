@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vggt_compile.bench.model import TOGETHER
 from vggt_compile.bench.parts import milliseconds, profiled
 
 COMPARED = {
@@ -32,7 +33,7 @@ def main() -> None:
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model = load(settings)
         run = variant(settings["variant"], settings["plan"], settings["off"], model)
-        if settings["phase"] != "together":
+        if settings["phase"] != TOGETHER:
             write(settings, settings["phase"], (measure(run, frames, settings) for frames in settings["frames"]))
             return
         if settings["variant"] != "eager":

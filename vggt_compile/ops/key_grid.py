@@ -69,19 +69,8 @@ def window_patches(
 
 
 @window_patches.register_fake
-def _indices(
-    x: Tensor,
-    special: int,
-    rows: int,
-    columns: int,
-    stride: Sequence[int],
-    kept: Sequence[int],
-    every: int = 1,
-    first_frame: bool = False,
-    shifted: bool = False,
-) -> Tensor:
-    count = _count(x, special, rows, columns, stride, kept, every, first_frame)
-    return x.new_empty(count, dtype=torch.int64)
+def _indices(x: Tensor, *place: Any, **named: Any) -> Tensor:
+    return x.new_empty(_count(x, *place, **named), dtype=torch.int64)
 
 
 def _count(
@@ -91,10 +80,11 @@ def _count(
     columns: int,
     stride: Sequence[int],
     kept: Sequence[int],
-    every: int,
-    first_frame: bool,
+    every: int = 1,
+    first_frame: bool = False,
+    shifted: bool = False,
 ) -> int:
-    """How many tokens stand for windows."""
+    """How many tokens stand for windows; as many wherever in its window each stands."""
     frames = cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
     return frames * lines(rows, stride[0], kept[0]) * lines(columns, stride[1], kept[1])
 

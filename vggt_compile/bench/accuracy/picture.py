@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,8 @@ COLUMNS = 3
 """Panels side by side."""
 APART = 3.8
 """Places of the horizontal axis between the names of two plans."""
+LETTER = 0.0155
+"""Share of a panel's height that a letter of an upright name takes."""
 Entry = Mapping[str, Any]
 
 
@@ -102,7 +104,7 @@ def trade(axis: Axes, entry: Entry, order: Order) -> None:
     name(axis, named)
     axis.set_xlabel("attention FLOPs left, %", fontsize=9)
     axis.set_ylabel(f"{METRIC}, %", fontsize=9)
-    axis.set(xlim=(0, 105), ylim=(0, 140))
+    axis.set(xlim=(0, 105), ylim=(0, max(room(named), axis.get_ylim()[1])))  # all panels share it
     axis.set_yticks(range(0, 101, 20))
     axis.grid(alpha=0.25)
 
@@ -114,6 +116,11 @@ def name(axis: Axes, plans: Mapping[str, float]) -> None:
         last = max(x, last + APART)
         axis.plot((x, last), (90, 99), color="0.7", linewidth=0.6)
         axis.text(last, 100, plan, rotation=90, fontsize=8, ha="center", va="bottom")
+
+
+def room(names: Iterable[str]) -> float:
+    """Upper end of a vertical axis that has the longest name between 100 and itself."""
+    return max(140.0, 100 / (1 - LETTER * max(map(len, names), default=0)))
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
