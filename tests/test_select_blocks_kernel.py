@@ -32,7 +32,7 @@ def selecting(target: int, cover: bool, width: int = 64, floats: str = "fp32") -
     types |= dict.fromkeys(("scratch_ptr", "index_ptr", "count_ptr"), "*i32")
     constants = {"D": width, "WIDTH": max(16, triton.next_power_of_2(width)), "COVER": cover, "REACH": 0}
     constants |= {"ROWS": CUT.rows, "TILE": CUT.tile, "ABREAST": CUT.abreast, "LANES": LANES, "UNROLL": CUT.unroll}
-    constants |= {"PRECISION": CUT.precision}
+    constants |= {"CORES": CUT.precision == "tf32x3"}
     return compiled(_select, types, constants, target, num_warps=CUT.warps, num_stages=CUT.stages)
 
 

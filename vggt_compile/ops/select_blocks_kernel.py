@@ -101,7 +101,7 @@ def launch(
         ABREAST=cut.abreast,
         LANES=LANES,
         UNROLL=cut.unroll,
-        PRECISION=cut.precision,
+        CORES=cut.precision == "tf32x3",
         num_warps=cut.warps,
         num_stages=cut.stages,
     )
@@ -130,8 +130,9 @@ def _select(
     ABREAST: tl.constexpr,
     LANES: tl.constexpr,
     UNROLL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CORES: tl.constexpr,
 ):
+    PRECISION: tl.constexpr = "tf32x3" if CORES else "ieee"
     share = tl.cast(share, tl.float32)  # Inductor hands over Python's floats as doubles
     row = tl.arange(0, ROWS)
     stride = tl.cdiv(blocks, LANES) * LANES
