@@ -10,11 +10,19 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 
-from vggt_compile.ops.select_blocks import SLACK, best_blocks, budget
-from vggt_compile.ops.select_blocks_kernel import ROWS, TILE, launch
+from vggt_compile.ops import pool_blocks_kernel
+from vggt_compile.ops.select_blocks import SLACK, best_blocks, budget, pooled
+from vggt_compile.ops.select_blocks_kernel import CUT, LANES, launch
 
-SHAPES = [(1, 1, 1, 1, 16), (1, 2, 3, 7, 8), (2, 1, ROWS + 2, TILE + 1, 16), (1, 1, 5, 2 * TILE, 64), (1, 2, 5, 0, 16)]
+SHAPES = [
+    (1, 1, 1, 1, 16),
+    (1, 2, 3, 7, 8),
+    (2, 1, CUT.rows + 2, LANES + 1, 16),
+    (1, 1, 5, 2 * LANES, 64),
+    (1, 2, 5, 0, 16),
+]
 CHOICES = [
     # keep, cdf, most, reach
     (0.25, 0.0, 0.5, False),
@@ -40,10 +48,11 @@ def agrees(shape: tuple[int, ...], choice: tuple[float, float, float, bool], dev
     floor, cap = budget(blocks, keep, cdf, most)
     want = best_blocks(q @ k.mT, floor, cap, cdf, reach)
     share = cdf + SLACK if cdf else 0.0
+    across = F.pad(k.mT, (0, -blocks % LANES), value=torch.nan)
     if device == "cpu":
-        got = launch(q, k, floor, cap, share, reach, programs=2, wrap=lambda kernel: kernel)
+        got = launch(q, across, blocks, floor, cap, share, reach, programs=2, wrap=lambda kernel: kernel)
     else:
-        got = launch(q.to(device), k.to(device), floor, cap, share, reach)
+        got = launch(q.to(device), across.to(device), blocks, floor, cap, share, reach)
     (index, count), (wanted, number) = (got[0].cpu(), got[1].cpu()), want
     assert index.dtype == wanted.dtype == count.dtype == number.dtype
     same = count == number
@@ -52,7 +61,33 @@ def agrees(shape: tuple[int, ...], choice: tuple[float, float, float, bool], dev
     assert same.float().mean() > 0.99, (shape, choice)
 
 
+POOLED = [
+    (1, 1, 1, 16, 4),
+    (2, 3, 37, 24, 4),
+    (1, 2, 300, 64, 128),
+    (1, 2, 130, 80, 48),
+    (1, 1, 9, 8, 1),
+    (1, 2, 0, 16, 64),
+]
+
+
+def pools(shape: tuple[int, ...], pool: str, device: str) -> None:
+    """Fails unless kernel and definition pool alike: whole numbers, so that sums are exact in any order."""
+    batch, heads, tokens, width, block = shape
+    torch.manual_seed(0)
+    fused = torch.randint(-8, 9, (batch, tokens, 3, heads, width)).to(torch.bfloat16).to(device)
+    x = fused.permute(2, 0, 3, 1, 4)[1]
+    wrap = {"wrap": lambda kernel: kernel} if device == "cpu" else {}
+    want = pooled(x, block, pool) * 0.25
+    assert torch.equal(pool_blocks_kernel.launch(x, block, pool, 0.25, **wrap), want), shape
+    across = pool_blocks_kernel.launch(x, block, pool, 0.25, across=LANES, **wrap)
+    assert across.shape[-1] % LANES == 0
+    assert torch.equal(across[..., : want.shape[2]].mT, want), shape
+
+
 def main() -> None:
+    for shape, pool in itertools.product(POOLED, ("mean", "max")):
+        pools(shape, pool, "cpu")
     cases = list(itertools.product(SHAPES, CHOICES))
     for shape, choice in cases:
         agrees(shape, choice, "cpu")

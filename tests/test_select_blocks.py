@@ -13,6 +13,7 @@ from typing import Any
 import blocks_oracle as oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -208,8 +209,10 @@ def test_the_kernel_in_the_interpreter_gives_the_same_lists() -> None:
 
 @pytest.mark.gpu
 def test_the_kernel_on_a_gpu_gives_the_same_lists() -> None:
-    from select_blocks_run import CHOICES, SHAPES, agrees
+    from select_blocks_run import CHOICES, POOLED, SHAPES, agrees, pools
 
+    for shape, pool in itertools.product(POOLED, ("mean", "max")):
+        pools(shape, pool, "cuda")
     for shape, choice in itertools.product([*SHAPES, (1, 3, 300, 5000, 64)], CHOICES):
         agrees(shape, choice, "cuda")
 
@@ -217,11 +220,12 @@ def test_the_kernel_on_a_gpu_gives_the_same_lists() -> None:
 def test_the_launch_of_the_kernel_is_traced_with_symbolic_lengths() -> None:
     """As Inductor sees it for a GPU; nothing is launched, so any device will do."""
     pytest.importorskip("triton")
-    from vggt_compile.ops.select_blocks_kernel import launch
+    from vggt_compile.ops.select_blocks_kernel import LANES, launch
 
     def run(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         floor, cap = budget(k.shape[2], 0.25, 0.9, 0.5)
-        return launch(q, k, floor, cap, 0.9, False, programs=264)
+        across = F.pad(k.mT, (0, -k.shape[2] % LANES))
+        return launch(q, across, k.shape[2], floor, cap, 0.9, False, programs=264)
 
     with set_wrap_triton_enabled(True):
         traced = make_fx(run, tracing_mode="symbolic")(noise(2, 4, 21, 24), noise(2, 4, 77, 24))

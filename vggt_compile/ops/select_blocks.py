@@ -3,7 +3,7 @@
 Queries and keys are pooled over runs of `q_block` and `k_block` tokens; the last run has what is left. The score of a
 key block is the product of the two pooled vectors, and each query block keeps the blocks with the best scores.
 
-The function below is the operator; on CUDA a Triton kernel finds the same blocks without a sort.
+The function below is the operator; on CUDA Triton kernels pool and find the same blocks, without a sort.
 """
 
 from __future__ import annotations
@@ -59,12 +59,15 @@ def select_blocks(
     """
     blocks = cdiv(k.shape[-2], k_block)
     floor, cap = budget(blocks, keep, cdf, most)
-    pooled_q = pooled(q, q_block, pool) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    pooled_k = pooled(k, k_block, pool)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.is_cuda:
-        from vggt_compile.ops.select_blocks_kernel import launch
+        from vggt_compile.ops import pool_blocks_kernel, select_blocks_kernel
 
-        return launch(pooled_q, pooled_k, floor, cap, cdf + SLACK if cdf else 0.0, coverage == "reach")
+        pooled_q = pool_blocks_kernel.launch(q, q_block, pool, scale)
+        pooled_k = pool_blocks_kernel.launch(k, k_block, pool, across=select_blocks_kernel.LANES)
+        share = cdf + SLACK if cdf else 0.0
+        return select_blocks_kernel.launch(pooled_q, pooled_k, blocks, floor, cap, share, coverage == "reach")
+    pooled_q, pooled_k = pooled(q, q_block, pool) * scale, pooled(k, k_block, pool)
     with torch.autocast(q.device.type, enabled=False):  # the scores are fp32 whatever is around
         scores = pooled_q @ pooled_k.mT
     return best_blocks(scores, floor, cap, cdf, coverage == "reach")
