@@ -1,18 +1,33 @@
 """Every test starts with an empty Dynamo; reset forgets compile-start callbacks, so the shims are armed by hand.
 
-And the fixtures that several files use.
+Before that, what makes tracing and compiling cheaper and changes no result; and the fixtures that several files use.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# A pool of compile processes serves GPUs only, and each process that compiles would start one. Set before torch is
+# imported, and inherited by the processes that tests start.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import HealthCheck, settings
+
+# Of a compile for symbolic sizes, what chooses the width of vectors is the largest part. Tests get plain loops from
+# Inductor but where they ask for `vectors`; processes that tests start, as of the command line, have them too.
+torch._inductor.config.cpp.simdlen = 1
+# With symbolic sizes, keys of this cache take longer than what it spares.
+torch._dynamo.config.fake_tensor_cache_enabled = False
+# Traces make millions of objects that live for the whole test; collections that find nothing took a tenth of its time.
+gc.set_threshold(20_000, 20, 50)
 
 settings.register_profile(
     "suite",
@@ -33,6 +48,13 @@ def fresh_dynamo() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="vggt_compile: ")
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Iterator[None]:
+    """Inductor as it comes, which writes vector instructions."""
+    with torch._inductor.config.patch({"cpp.simdlen": None}):
+        yield
 
 
 @pytest.fixture
