@@ -14,7 +14,10 @@ import torch
 from vggt_compile.ops.select_blocks import SLACK, best_blocks, budget
 from vggt_compile.ops.select_blocks_kernel import ROWS, TILE, launch
 
-SHAPES = [(1, 1, 1, 1, 16), (1, 2, 3, 7, 8), (2, 1, ROWS + 2, TILE + 1, 16), (1, 1, 5, 2 * TILE, 64), (1, 2, 5, 0, 16)]
+SHAPES = [(1, 1, 1, 1, 16), (1, 2, 2, 7, 8), (3, 1, 1, TILE + 1, 16), (1, 1, 2, 2 * TILE, 64), (1, 1, 1, 0, 16)]
+"""Of the third, one of two programs has two groups of rows: scores of the second go where those of the first lay."""
+GROUPS = (1, 1, ROWS + 2, TILE + 1, 16)
+"""A head with two groups of rows, the second one not full."""
 CHOICES = [
     # keep, cdf, most, reach
     (0.25, 0.0, 0.5, False),
@@ -26,6 +29,8 @@ CHOICES = [
     (0.1, 1.0, 1.0, True),
     (0.2, 0.97, 0.3, True),
 ]
+CASES = [*itertools.product(SHAPES, CHOICES), *itertools.product([GROUPS], CHOICES[::3])]
+"""A row is chosen by itself, so that many of them need no more than a choice of each kind."""
 
 
 def agrees(shape: tuple[int, ...], choice: tuple[float, float, float, bool], device: str) -> None:
@@ -53,10 +58,9 @@ def agrees(shape: tuple[int, ...], choice: tuple[float, float, float, bool], dev
 
 
 def main() -> None:
-    cases = list(itertools.product(SHAPES, CHOICES))
-    for shape, choice in cases:
+    for shape, choice in CASES:
         agrees(shape, choice, "cpu")
-    print(len(cases))
+    print(len(CASES))
 
 
 if __name__ == "__main__":
