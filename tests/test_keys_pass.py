@@ -19,6 +19,7 @@ from keys_oracle import grids, kept
 from modelutils import images as pictures
 from modelutils import randomized, worst
 from numerics import assert_as_accurate
+from regions import small
 from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
@@ -336,10 +337,10 @@ def test_recipes_turn_early_layers_to_frames_and_thin_the_keys_of_all_others(nam
 
 
 def test_recipes_rewrite_all_global_layers() -> None:
-    for model in (vggt("tiny", outputs=("depth",)), pi3("tiny")):
+    for model in map(small, ("vggt", "pi3")):
         torch._dynamo.reset()
         with torch.no_grad():
-            report = explain(model.eval(), pictures(1, 2, 3, 56, 70), plan="avggt", strict=True)
+            report = explain(model, pictures(1, 2, 3, 56, 70), plan="avggt", strict=True)
         assert len(report.rewritten) == len(report.global_rows) > 0
 
 

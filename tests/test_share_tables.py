@@ -149,5 +149,6 @@ def test_compiled_code_computes_a_cosine_in_one_kernel() -> None:
         torch._dynamo.reset()
         options = {"plan": FRAME, "inductor": {"disabled_passes": off, "fx_graph_cache": False}}
         with torch.no_grad():
-            found[off] = "".join(get_code(torch.compile(Trunk(), backend=vggt_sparse, options=options), x)).count("cos(")
+            code = "".join(get_code(torch.compile(Trunk(), backend=vggt_sparse, options=options), x))
+        found[off] = code.count("cos(")
     assert found[""] < found["share_tables"]
