@@ -1,6 +1,7 @@
 """Every test starts with an empty Dynamo; reset forgets compile-start callbacks, so the shims are armed by hand.
 
-Before that, what makes tracing and compiling cheaper and changes no result; and the fixtures that several files use.
+Before that, what makes tracing and compiling cheaper and changes no result, and the order of files. After it, fixtures
+that several files use.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go in the order below: pytest-xdist would begin with those of most tests, which are not the long ones."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first: a long file that begins last leaves all workers but one idle."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (slow[item.path], tests[item.path]), reverse=True)
 
 
 @pytest.fixture(autouse=True)
