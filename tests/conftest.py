@@ -7,6 +7,7 @@ that several files use.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import warnings
 from collections import Counter
@@ -14,14 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# A pool of compile processes serves GPUs only, and each process that compiles would start one. Set before torch is
-# imported, and inherited by the processes that tests start.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-
 import pytest
 import torch
-import torch._inductor.config
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    # A pool of compile processes serves GPUs only, and every process that compiles starts one. Inductor reads this when
+    # it is imported, here and in the processes that tests start.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import torch._inductor.config
 
 # Of a compile for symbolic sizes, what chooses the width of vectors is the largest part. Tests get plain loops from
 # Inductor but where they ask for `vectors`; processes that tests start, as of the command line, have them too.
@@ -30,6 +33,8 @@ torch._inductor.config.cpp.simdlen = 1
 torch._dynamo.config.fake_tensor_cache_enabled = False
 # Traces make millions of objects that live for the whole test; collections that find nothing took a tenth of its time.
 gc.set_threshold(20_000, 20, 50)
+# pytest listens to every logger that does not propagate, and where one listens torch writes a trace of each compile.
+logging.getLogger("torch.__trace").propagate = True
 
 settings.register_profile(
     "suite",
