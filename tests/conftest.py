@@ -1,11 +1,16 @@
 """Every test starts with an empty Dynamo; reset forgets compile-start callbacks, so the shims are armed by hand.
 
-And the fixtures that several files use.
+Before that, what makes tracing and compiling cheaper and changes no result, and the order of files. After it, fixtures
+that several files use.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
+import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+if not torch.cuda.is_available():
+    # A pool of compile processes serves GPUs only, and every process that compiles starts one. Inductor reads this when
+    # it is imported, here and in the processes that tests start.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import torch._inductor.config
+
+# Of a compile for symbolic sizes, what chooses the width of vectors is the largest part. Tests get plain loops from
+# Inductor but where they ask for `vectors`; processes that tests start, as of the command line, have them too.
+torch._inductor.config.cpp.simdlen = 1
+# With symbolic sizes, keys of this cache take longer than what it spares.
+torch._dynamo.config.fake_tensor_cache_enabled = False
+# Traces make millions of objects that live for the whole test; collections that find nothing took a tenth of its time.
+gc.set_threshold(20_000, 20, 50)
+# pytest listens to every logger that does not propagate, and where one listens torch writes a trace of each compile.
+logging.getLogger("torch.__trace").propagate = True
+
 settings.register_profile(
     "suite",
     deadline=None,
@@ -21,6 +43,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go in the order below: pytest-xdist would begin with those of most tests, which are not the long ones."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first: a long file that begins last leaves all workers but one idle."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (slow[item.path], tests[item.path]), reverse=True)
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +67,13 @@ def fresh_dynamo() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="vggt_compile: ")
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Iterator[None]:
+    """Inductor as it comes, which writes vector instructions."""
+    with torch._inductor.config.patch({"cpp.simdlen": None}):
+        yield
 
 
 @pytest.fixture

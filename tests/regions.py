@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ from vggt_compile.graph.axes import sizes
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.symbols import Symbols
 from vggt_compile.models import pi3, vggt
+from vggt_compile.models.presets import VGGT_PRESETS
 
 DIALECTS = ("dynamo", "export")
 
 
 def small(name: str) -> nn.Module:
-    """A tiny model, with one head where it may have one."""
-    made = vggt("tiny", outputs=("camera",), layer_scale=0.5) if name == "vggt" else pi3("tiny", layer_scale=0.5)
-    return randomized(made)
+    """A model of two global layers, with one head where it may have one."""
+    if name == "pi3":
+        return randomized(pi3("tiny", layer_scale=0.5))
+    camera = replace(VGGT_PRESETS["tiny"].camera, steps=1)
+    return randomized(vggt("tiny", depth=2, outputs=("camera",), camera=camera, layer_scale=0.5))
 
 
 class Program(nn.Module):

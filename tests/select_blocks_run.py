@@ -19,10 +19,13 @@ from vggt_compile.ops.select_blocks_kernel import CUT, LANES, launch
 SHAPES = [
     (1, 1, 1, 1, 16),
     (1, 2, 3, 7, 8),
-    (2, 1, CUT.rows + 2, LANES + 1, 16),
-    (1, 1, 5, 2 * LANES, 64),
+    (3, 1, 1, LANES + 1, 16),
+    (1, 1, 2, 2 * LANES, 64),
     (1, 2, 5, 0, 16),
 ]
+"""Of the third, one of two programs has two groups of rows: scores of the second go where those of the first lay."""
+GROUPS = (1, 1, CUT.rows + 2, LANES + 1, 16)
+"""A head with two groups of rows, the second one not full."""
 CHOICES = [
     # keep, cdf, most, reach
     (0.25, 0.0, 0.5, False),
@@ -34,6 +37,8 @@ CHOICES = [
     (0.1, 1.0, 1.0, True),
     (0.2, 0.97, 0.3, True),
 ]
+CASES = [*itertools.product(SHAPES, CHOICES), *itertools.product([GROUPS], CHOICES[::3])]
+"""A row is chosen by itself, so that many of them need no more than a choice of each kind."""
 
 
 def agrees(shape: tuple[int, ...], choice: tuple[float, float, float, bool], device: str) -> None:
@@ -88,10 +93,9 @@ def pools(shape: tuple[int, ...], pool: str, device: str) -> None:
 def main() -> None:
     for shape, pool in itertools.product(POOLED, ("mean", "max")):
         pools(shape, pool, "cpu")
-    cases = list(itertools.product(SHAPES, CHOICES))
-    for shape, choice in cases:
+    for shape, choice in CASES:
         agrees(shape, choice, "cpu")
-    print(len(cases))
+    print(len(CASES))
 
 
 if __name__ == "__main__":

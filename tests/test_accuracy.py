@@ -88,7 +88,7 @@ def test_rendered_cases_are_held_out_ones() -> None:
     assert torch.equal(case.images, want.images)
 
 
-def test_eager_graphs_compute_what_inductor_computes() -> None:
+def test_eager_graphs_compute_what_inductor_computes(vectors: None) -> None:
     spec = alternating.Spec()
     model, given = alternating.build(spec), alternating.images(spec, 1, 3, (2, 2))
     found = []

@@ -33,7 +33,7 @@ MOST = 40
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(vectors: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two entries, of two frames and of more, and a batch of any size."""
     path = tmp_path_factory.mktemp("artifact") / "model.pt2"
     vggt_compile.export(build(SPEC), scene(), plan=FRAME, frames=(2, MOST), path=path)

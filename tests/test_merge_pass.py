@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelutils import images as pictures
 from modelutils import randomized, worst
+from regions import small
 from tokens_oracle import grouped, input_of, merges, merging, roles, unit
 from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_reports, vggt_sparse
-from vggt_compile.models import pi3, vggt
+from vggt_compile.models import pi3
 from vggt_compile.sources import _files
 
 SPEC = Spec(head_dim=16)
@@ -52,10 +53,10 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(("batch", "special"), [(2, 5), (1, 1), (1, 0)])
 def test_merged_tokens_are_what_loops_give(setting: dict, batch: int, special: int) -> None:
-    model, x = build(Spec(head_dim=16, special=special)).double(), scene(batch).double()
+    model, x = build(Spec(head_dim=16, pairs=1, special=special)).double(), scene(batch).double()
     out = run(model, x, capture=(capture := Capture(plan=plan(**setting), strict=True)))
     weighted = setting.get("weight") == "log_count"
-    assert [row.implementation for row in capture.report.rewritten] == ["weighted" if weighted else "sdpa"] * 2
+    assert [row.implementation for row in capture.report.rewritten] == ["weighted" if weighted else "sdpa"]
     want = by_hand(model, x, merging(4, GRID, setting, special))
     torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-7)  # weights are fp32
     with torch.no_grad():
@@ -197,11 +198,11 @@ def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
     torch.testing.assert_close(gm(x), by_hand(model, x, merging(4, GRID, setting)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [vggt, pi3])
+@pytest.mark.parametrize("name", ["vggt", "pi3"])
 @pytest.mark.parametrize("metric", ["keys", "input"])
-def test_the_models_of_this_package(make: Callable, metric: str) -> None:
-    model, x = randomized(make("tiny")), pictures(1, 3, 3, 56, 70)
-    setting = plan(metric=metric, reference=make is vggt)
+def test_the_models_of_this_package(name: str, metric: str) -> None:
+    model, x = small(name), pictures(1, 3, 3, 56, 70)
+    setting = plan(metric=metric, reference=name == "vggt")
     out = run(model, x, capture=(capture := Capture(plan=setting, strict=True)))
     assert all(row.axes["tokens"]["metric"] == metric for row in capture.report.global_rows)
     assert all(row.flops_after < row.flops_before for row in capture.report.global_rows)

@@ -11,12 +11,12 @@ from alternating import Spec, build
 from axes import BareTrunk, by_hand
 from harness import Capture, run
 from modelutils import images as pictures
+from regions import small
 from tokens_oracle import merging
 from torch import Tensor
 
 from vggt_compile import explain
 from vggt_compile.errors import PlanError
-from vggt_compile.models import pi3, vggt
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import recipes
 
@@ -116,8 +116,8 @@ def test_the_recipe_merges_in_all_global_layers() -> None:
             assert set(policy) == {"tokens"}
             assert policy["tokens"]["reference"] == (family != "pi3")
             assert (policy["tokens"]["ratio"], policy["tokens"]["protect"]) == (0.9, 0.1)
-    for model in (vggt("tiny", outputs=("depth",)), pi3("tiny")):
+    for model in map(small, ("vggt", "pi3")):
         torch._dynamo.reset()
         with torch.no_grad():
-            report = explain(model.eval(), pictures(1, 2, 3, 56, 70), plan="fastvggt", strict=True)
+            report = explain(model, pictures(1, 2, 3, 56, 70), plan="fastvggt", strict=True)
         assert len(report.rewritten) == len(report.global_rows) > 0

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from modelutils import images
+from regions import small
 
 from vggt_compile import explain
 from vggt_compile.bench.measured import measured
-from vggt_compile.models import pi3, vggt
 from vggt_compile.recipes import recipes
 
 FAMILIES = {"vggt": 24, "pi3": 18}
@@ -72,10 +72,10 @@ def test_regime_merges_least_in_the_middle(family: str, ends: tuple[int, int, in
 
 @pytest.mark.parametrize("name", ["httm", "spark3r", "spark3r-100", "regime"])
 def test_recipes_rewrite_the_layers_that_they_name(name: str) -> None:
-    for model in (vggt("tiny", outputs=("depth",)), pi3("tiny")):
+    for model in map(small, ("vggt", "pi3")):
         torch._dynamo.reset()
         with torch.no_grad():
-            report = explain(model.eval(), images(1, 3, 3, 56, 70), plan=name, strict=True)
+            report = explain(model, images(1, 3, 3, 56, 70), plan=name, strict=True)
         named = [row for row in report.global_rows if row.reason != "the plan leaves this layer dense"]
         assert len(report.rewritten) == len(named) > 0
         assert report.attention_left() < 1

@@ -198,22 +198,22 @@ def test_few_compiles_serve_all_lengths(options: dict) -> None:
 @pytest.mark.slow
 def test_the_kernel_in_the_interpreter_gives_the_same_lists() -> None:
     pytest.importorskip("triton")
-    from select_blocks_run import CHOICES, SHAPES
+    from select_blocks_run import CASES
 
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests/select_blocks_run.py")]
     done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == str(len(SHAPES) * len(CHOICES))
+    assert done.stdout.split()[-1] == str(len(CASES))
 
 
 @pytest.mark.gpu
 def test_the_kernel_on_a_gpu_gives_the_same_lists() -> None:
-    from select_blocks_run import CHOICES, POOLED, SHAPES, agrees, pools
+    from select_blocks_run import CHOICES, GROUPS, POOLED, SHAPES, agrees, pools
 
     for shape, pool in itertools.product(POOLED, ("mean", "max")):
         pools(shape, pool, "cuda")
-    for shape, choice in itertools.product([*SHAPES, (1, 3, 300, 5000, 64)], CHOICES):
+    for shape, choice in itertools.product([*SHAPES, GROUPS, (1, 3, 300, 5000, 64)], CHOICES):
         agrees(shape, choice, "cuda")
 
 

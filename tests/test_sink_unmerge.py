@@ -127,7 +127,7 @@ def test_under_autocast_shapes_and_dtypes_are_the_models() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         plain, _ = captured(model, x, "regions")
         out, capture = captured(model, x, "")
-    assert capture.report.regions[0].count == 4
+    assert capture.report.regions[0].count == len(capture.report.rewritten) == 2
     assert [x.dtype for x in out["pose_enc_list"]] == [x.dtype for x in plain["pose_enc_list"]]
     exact = captured(model, x, "regions")[0]
     assert worst(out, exact) <= 1.5 * worst(plain, exact) + 2**-8
