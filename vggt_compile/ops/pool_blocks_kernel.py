@@ -18,7 +18,7 @@ from torch.library import wrap_triton
 
 from vggt_compile.ops.sizes import cdiv
 
-TOKENS = 64
+TOKENS = 32
 """Tokens that a program reads at a time."""
 
 
@@ -52,7 +52,7 @@ def launch(
         TOKENS=min(TOKENS, triton.next_power_of_2(block)),
         MEAN=pool == "mean",
         ACROSS=across > 0,
-        num_warps=4,
+        num_warps=2,
     )
     return means
 
