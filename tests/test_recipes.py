@@ -12,7 +12,7 @@ from modelutils import images
 from regions import small
 
 from vggt_compile import explain
-from vggt_compile.bench.measured import measured
+from vggt_compile.bench.measured import measured, speeds
 from vggt_compile.recipes import recipes
 
 FAMILIES = {"vggt": 24, "pi3": 18}
@@ -104,8 +104,15 @@ def test_what_was_measured_is_told_by_the_plan_and_by_the_name(tmp_path: Path) -
     warm = [(100, "dense", 3.0), (100, "httm", 1.5), (300, "httm", 5.0), (32, "dense", 1.0), (32, "httm", 1.0)]
     rows = [{"frames": frames, "variant": name, "warm_s": seconds} for frames, name, seconds in warm]
     (tmp_path / "model.json").write_text(json.dumps({"machine": {"gpu": "a GPU"}, "warm": rows}))
+    more = [("long", "vggt", 800, 0.5), ("pi3", "pi3", 100, 0.25), ("recipes", "vggt", 32, 0.8)]
+    for name, model, frames, seconds in more:
+        rows = [{"frames": frames, "variant": way, "warm_s": s} for way, s in (("dense", 1.0), ("httm", seconds))]
+        record = {"machine": {"gpu": "a GPU"}, "settings": {"model": model}, "warm": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assert speeds(recipe, "vggt", tmp_path) == ("a GPU", {32: 1.25, 800: 2.0, 100: 2.0})
     assert measured(recipe, tmp_path) == [
-        "a GPU, 100 frames: 2.00 times as fast as dense",
+        "VGGT-1B, a GPU, 800 frames: 2.00 times as fast as dense",
+        "π³, a GPU, 100 frames: 4.00 times as fast as dense",
         "pi3-small, 16 frames, 7 rendered scenes: AUC@30 -1.2 against dense",
     ]
     assert measured(recipes()["regime"], tmp_path) == []

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vggt_compile.bench.model import MODELS
 from vggt_compile.errors import PlanError
 from vggt_compile.plan import Plan
 from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
-TIMES = ("recipes.json", "sparse.json", "model.json")
+TIMES = ("recipes.json", "hoist_keys.json", "long.json", "pi3.json", "sparse.json", "model.json")
 ACCURACIES = ("accuracy.json", "plans/accuracy.json", "phase/accuracy.json")
 
 
@@ -23,14 +24,16 @@ class Change(NamedTuple):
     """AUC@30 less that of dense.
 
     Attributes:
-        scenes: how many and of what kind.
+        scenes: how many there are.
+        source: of what kind they are.
         points: the mean over scenes and the ends of its 95 % interval.
         flops: share of the attention FLOPs that is left; None where the entry does not say.
     """
 
     model: str
     frames: int
-    scenes: str
+    scenes: int
+    source: str
     points: tuple[float, ...]
     flops: float | None
 
@@ -40,27 +43,30 @@ def measured(recipe: Recipe, folder: Path = FOLDER) -> list[str]:
     return [*_speed(recipe, folder), *_accuracy(recipe, folder)]
 
 
-def speeds(recipe: Recipe, folder: Path = FOLDER) -> tuple[str, dict[int, float]]:
-    """The GPU, and how many times as fast as dense by frame count; of the first file that has it, for runs differ."""
+def speeds(recipe: Recipe, model: str = "vggt", folder: Path = FOLDER) -> tuple[str, dict[int, float]]:
+    """The GPU, and how many times as fast as dense by frame count; each count is of the first file that has it."""
+    gpu, ratios = "", {}
     for name in TIMES:
         found = _read(folder / name)
-        seconds = {(row["variant"], row["frames"]): row.get("warm_s") for row in found.get("warm", [])}
         settings = found.get("settings", {})
-        same = {n for n, plan in settings.get("plans", {}).items() if _is(plan, recipe.plan, settings["model"])}
+        if settings.get("model", "vggt") != model:
+            continue
+        seconds = {(row["variant"], row["frames"]): row.get("warm_s") for row in found.get("warm", [])}
+        same = {n for n, plan in settings.get("plans", {}).items() if _is(plan, recipe.plan, model)}
         names = {recipe.name, *same} - {"dense"}
-        ratios = {
-            frames: dense / own
-            for (variant, frames), own in seconds.items()
-            if variant in names and own and (dense := seconds.get(("dense", frames)))
-        }
-        if ratios:
-            return found["machine"]["gpu"], ratios
-    return "", {}
+        for (variant, frames), own in sorted(seconds.items()):
+            if variant in names and own and (dense := seconds.get(("dense", frames))) and frames not in ratios:
+                gpu, ratios[frames] = gpu or found["machine"]["gpu"], dense / own
+    return gpu, ratios
 
 
 def _speed(recipe: Recipe, folder: Path) -> list[str]:
-    gpu, ratios = speeds(recipe, folder)
-    return [f"{gpu}, {max(ratios)} frames: {ratios[max(ratios)]:.2f} times as fast as dense"] if ratios else []
+    lines = []
+    for model, title in MODELS.items():
+        gpu, ratios = speeds(recipe, model, folder)
+        if ratios:
+            lines.append(f"{title}, {gpu}, {max(ratios)} frames: {ratios[max(ratios)]:.2f} times as fast as dense")
+    return lines
 
 
 def changes(recipe: Recipe, folder: Path = FOLDER) -> Iterator[Change]:
@@ -74,8 +80,8 @@ def changes(recipe: Recipe, folder: Path = FOLDER) -> Iterator[Change]:
         for row in entry["rows"]:
             points = row["difference"].get("AUC@30")
             if row["plan"] in names - {"dense"} and row["scene"] == "all scenes" and points is not None:
-                scenes = f"{row['count']} {entry['settings']['source']} scenes"
-                yield Change(entry["model"], entry["frames"], scenes, tuple(points), row.get("attention_left"))
+                scenes = row["count"], entry["settings"]["source"]
+                yield Change(entry["model"], entry["frames"], *scenes, tuple(points), row.get("attention_left"))
 
 
 def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
@@ -83,7 +89,10 @@ def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
     for change in changes(recipe, folder):
         if change.model not in best or change.frames >= best[change.model].frames:
             best[change.model] = change
-    return [f"{c.model}, {c.frames} frames, {c.scenes}: AUC@30 {c.points[0]:+.1f} against dense" for c in best.values()]
+    return [
+        f"{c.model}, {c.frames} frames, {c.scenes} {c.source} scenes: AUC@30 {c.points[0]:+.1f} against dense"
+        for c in best.values()
+    ]
 
 
 def _is(written: dict, plan: Plan, model: str) -> bool:
