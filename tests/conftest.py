@@ -31,8 +31,8 @@ import torch._inductor.config
 torch._inductor.config.cpp.simdlen = 1
 # With symbolic sizes, keys of this cache take longer than what it spares.
 torch._dynamo.config.fake_tensor_cache_enabled = False
-# Traces make millions of objects that live for the whole test; collections that find nothing took a tenth of its time.
-gc.set_threshold(20_000, 20, 50)
+# Traces make millions of objects that live for a whole test: most collections find nothing.
+gc.set_threshold(20_000, 10, 10)
 # pytest listens to every logger that does not propagate, and where one listens torch writes a trace of each compile.
 logging.getLogger("torch.__trace").propagate = True
 
