@@ -17,7 +17,7 @@ from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 TIMES = ("recipes.json", "hoist_keys.json", "long.json", "pi3.json", "sparse.json", "model.json")
-ACCURACIES = ("accuracy.json", "plans/accuracy.json", "phase/accuracy.json")
+ACCURACIES = ("fast/accuracy.json", "thinning/accuracy.json", "accuracy.json", "plans/accuracy.json", "phase/accuracy.json")
 
 
 class Change(NamedTuple):
