@@ -17,7 +17,8 @@ from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 TIMES = ("recipes.json", "hoist_keys.json", "long.json", "pi3.json", "sparse.json", "model.json")
-ACCURACIES = ("fast/accuracy.json", "thinning/accuracy.json", "accuracy.json", "plans/accuracy.json", "phase/accuracy.json")
+FOLDERS = ("fast", "thinning", ".", "plans", "phase")
+"""Of `accuracy.json`, the page with the most scenes of our own recipes first."""
 
 
 class Change(NamedTuple):
@@ -71,7 +72,7 @@ def _speed(recipe: Recipe, folder: Path) -> list[str]:
 
 def changes(recipe: Recipe, folder: Path = FOLDER) -> Iterator[Change]:
     """What it does to a model's accuracy over all scenes of an entry, for each model and number of frames."""
-    for entry in (entry for name in ACCURACIES for entry in _read(folder / name).get("entries", [])):
+    for entry in (entry for place in FOLDERS for entry in _read(folder / place / "accuracy.json").get("entries", [])):
         names = {
             name
             for name, plan in entry["plans"].items()
