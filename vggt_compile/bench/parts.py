@@ -20,7 +20,7 @@ ATTENTION = re.compile(r"scaled_dot_product|_flash_attention|_efficient_attentio
 TOKENS_FIRST = re.compile(r"_(flash|efficient)_attention_forward")
 """What `scaled_dot_product_…` calls in turn, with queries [B, N, H, D] and not [B, H, N, D]."""
 OURS = {"attention_kernel": GLOBAL, "attention_hopper": GLOBAL} | dict.fromkeys(
-    ("_select", "_match", "_means"), CHOOSING
+    ("_pool", "_select", "_match", "_means"), CHOOSING
 )
 """Kernels of `vggt_compile.ops` by the names under which they are launched; a compiler may number them."""
 NUMBER = re.compile(r"_\d+$")
