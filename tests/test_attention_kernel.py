@@ -17,6 +17,7 @@ import pytest
 import sympy
 import torch
 from attention_cases import Case, eager, operands, wanted
+from machine_code import LIMITS, loops
 from numerics import assert_as_accurate
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -28,7 +29,6 @@ from vggt_compile.ops.tiles import SINGLE, TILES, Tile, fitted, needed
 
 triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
-LIMITS = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}  # bytes of shared memory that a program may have
 BF16 = Case(dtype=torch.bfloat16, q_block=128, k_block=64, head_dim=64)
 
 
@@ -80,18 +80,9 @@ def _type(value: Any, floats: str) -> str:
 
 def inner_loops(kernel: Any, tmp_path: Path) -> list[list[str]]:
     """Machine code of the innermost loops that hold matrix products."""
-    binary = tmp_path / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.exists():
-        pytest.skip("this Triton has no cuobjdump")
-    text = subprocess.run([tool, "-sass", binary], check=True, capture_output=True, text=True).stdout
-    code = [(int(at, 16), line) for at, line in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(.*?);", text)]
-    jumps = [(int(to[1], 16), at) for at, line in code if (to := re.search(r"BRA\S* .*?0x([0-9a-f]+)", line))]
-    loops = [[line for at, line in code if start <= at <= end] for start, end in jumps if start <= end]
-    loops = [loop for loop in loops if any("MMA" in line for line in loop)]
-    products = min(sum("MMA" in line for line in loop) for loop in loops)
-    return [loop for loop in loops if sum("MMA" in line for line in loop) == products]
+    found = [loop for loop in loops(kernel, tmp_path).values() if any("MMA" in line for line in loop)]
+    products = min(sum("MMA" in line for line in loop) for loop in found)
+    return [loop for loop in found if sum("MMA" in line for line in loop) == products]
 
 
 @pytest.mark.slow

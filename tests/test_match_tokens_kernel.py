@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from machine_code import LIMITS
 from torch import Tensor
 
 triton = pytest.importorskip("triton")
-LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
-"""Bytes of shared memory that a program may have, by architecture."""
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
 
 

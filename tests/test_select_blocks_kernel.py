@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machine_code import LIMITS, loops
 
 triton = pytest.importorskip("triton")
-LIMITS = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}  # bytes of shared memory of a multiprocessor
 
 
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], target: int, **options: int) -> Any:
@@ -37,18 +36,13 @@ def selecting(target: int, cover: bool, width: int = 64, floats: str = "fp32") -
 
 
 def inner_loops(kernel: Any, tmp_path: Path) -> list[list[str]]:
-    """Machine code of the loops that hold no other loop."""
-    binary = tmp_path / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.exists():
-        pytest.skip("this Triton has no cuobjdump")
-    text = subprocess.run([tool, "-sass", binary], check=True, capture_output=True, text=True).stdout
-    code = [(int(at, 16), line) for at, line in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(.*?);", text)]
-    jumps = [(int(to[1], 16), at) for at, line in code if (to := re.search(r"BRA\S* .*?0x([0-9a-f]+)", line))]
-    loops = {(start, end) for start, end in jumps if start < end}
-    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    return [[line for at, line in code if start <= at <= end] for start, end in inner]
+    """Machine code of the loops that hold no other loop and more than one instruction."""
+    found = {place: lines for place, lines in loops(kernel, tmp_path).items() if place[0] < place[1]}
+    return [
+        lines
+        for place, lines in found.items()
+        if not any(place != other and place[0] <= other[0] and other[1] <= place[1] for other in found)
+    ]
 
 
 @pytest.mark.slow
