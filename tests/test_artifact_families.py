@@ -35,7 +35,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.skipif(upstream.VARIABLE not in os.environ, reason=f"minutes each; set {upstream.VARIABLE}"),
 ]
-PLANS: dict[str, Any] = {"avggt": "avggt", "fastvggt": "fastvggt", "blocks": {"layers": {"*": BLOCKS}}}
+RECIPES = ("avggt", "fastvggt", "turbo")
+PLANS: dict[str, Any] = {name: name for name in RECIPES} | {"blocks": {"layers": {"*": BLOCKS}}}
 OURS = {"our-vggt": lambda: vggt("tiny", depth=2, encoder="conv", outputs=("camera",)), "our-pi3": lambda: pi3("tiny")}
 COUNTS = [(batch, frames) for batch in (1, 2) for frames in (3, 8, 17, 40)]
 

@@ -139,6 +139,12 @@ def test_explain_strict_fails_on_a_layer_that_is_missing(capsys):
     assert seen.err.count("\n") == 1
 
 
+def test_explain_strict_fails_on_a_share_of_the_depth_that_stays_dense(capsys):
+    plan = '{"layers": {"0-100%": {"scope": "frame"}}, "min_tokens": 100000}'
+    assert main(["explain", "pi3-tiny", *TINY, "--plan", plan, "--strict"]) == 1
+    assert "layer 1 (decoder.3.attn): fewer tokens than min_tokens=100000" in capsys.readouterr().err
+
+
 def test_explain_takes_a_factory(capsys, monkeypatch, tmp_path):
     (tmp_path / "a_users_module.py").write_text(
         "from vggt_compile.models import pi3\ndef build(): return pi3('tiny')\n"

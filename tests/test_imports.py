@@ -37,7 +37,7 @@ DRAWING = """
     rewrite → graph plan report observe lower rows unmet passes.lift_attention
     lower → graph ops
     rows → graph report
-    unmet → plan report
+    unmet → plan report registry
     observe → graph plan report
     sources → registry
     passes → registry graph ops

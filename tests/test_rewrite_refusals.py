@@ -119,6 +119,34 @@ def test_strict_names_layer_path_and_reason() -> None:
     )
 
 
+REGISTERS = Spec(pairs=3, registers_only=(1,))
+
+
+def test_a_share_of_the_depth_passes_over_blocks_of_special_tokens() -> None:
+    capture = Capture(plan={"layers": {"0-100%": {"scope": "frame"}}}, strict=True)
+    run(build(REGISTERS), scene(REGISTERS), capture=capture)
+    assert [row.layer for row in capture.report.rewritten] == [0, 2]
+    assert capture.report.notes == []
+    others = [row.reason for row in capture.report.rows if row.scope == "other"]
+    assert others == ["it sees the special tokens of all frames only"]
+
+
+def test_who_names_a_block_of_special_tokens_by_its_index_is_told() -> None:
+    plan = {"layers": {"0-2": {"scope": "frame"}}}
+    run(build(REGISTERS), scene(REGISTERS), capture=(capture := Capture(plan=plan)))
+    assert capture.report.notes == ["the plan names layer 1: no such layer (global layers found: 0,2)"]
+    raises_through_dynamo(
+        NotRewritten, "layer 1: no such layer", build(REGISTERS), scene(REGISTERS), Capture(plan=plan, strict=True)
+    )
+
+
+def test_a_share_of_the_depth_asks_for_other_layers_that_are_not_found() -> None:
+    model = build(Spec(pairs=3))
+    model.global_blocks[1].attn = nn.Linear(16, 16)
+    capture = Capture(plan={"layers": {"0-100%": {"scope": "frame"}}}, strict=True)
+    raises_through_dynamo(NotRewritten, "layer 1: no such layer", model, scene(), capture)
+
+
 def test_strict_is_about_the_family_at_hand() -> None:
     plan = {"layers": {"9": {"scope": "frame"}}, "families": {"vggt": {"0": {"scope": "frame"}}}}
     capture = Capture(plan=plan, strict=True)

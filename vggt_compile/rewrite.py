@@ -60,7 +60,6 @@ def rewrite(
         _GraphRewrite(part, plan, guard, report, densities and whole, probes and whole, portable).run()
     if densities and any(row.implementation == "block-sparse" and not row.measured for row in report.rows):
         report.notes.append("densities of attentions in sub-graphs are not handed out")
-    plan = plan.at(1 + max((row.layer for row in report.global_rows if row.layer is not None), default=-1))
     if strict:
         failures = unmet(report, plan)
         if failures:

@@ -21,6 +21,9 @@ Scope = Literal["global", "frame", "other"]
 LOST = "(module path lost)"
 """The path of a site whose module Dynamo no longer knows, after a graph break inside it."""
 
+SPECIAL_ONLY = "it sees the special tokens of all frames only"
+"""Why a block that a family counts among its global ones is not attention over frames."""
+
 
 @dataclass(frozen=True)
 class AttentionCall:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from vggt_compile.graph import dialect
 from vggt_compile.graph.symbols import Symbols, equal, hint, minus, quotient, size_of, times
 from vggt_compile.registry import Family, Place
-from vggt_compile.site import LOST, AttentionCall, Scope, Site, Size, TokenLayout
+from vggt_compile.site import LOST, SPECIAL_ONLY, AttentionCall, Scope, Site, Size, TokenLayout
 
 GENERIC = Family("generic", re.compile("$^"), lambda match: None)
 
@@ -101,6 +101,8 @@ def _site(shape: _Shape, trunk: _Trunk | None, grids: list, family: Family, next
         refusal = _unusual(shape.call)
     if trunk is None and shape.claim and shape.claim[0] == "global":
         refusal = "no attention inside frames in this graph, so the tokens of one frame are unknown"
+    if scope == "other" and _special_only(shape, trunk, family):
+        refusal = SPECIAL_ONLY
     return Site(
         call=shape.call,
         path=shape.path or LOST,
@@ -127,6 +129,14 @@ def _scope(shape: _Shape, trunk: _Trunk | None) -> tuple[Scope, Size]:
     if frames is not None and spans and (claim == "global" or (claim is None and frames != 1)):
         return "global", frames
     return ("frame", 1) if equal(shape.rows, trunk.images) else ("other", 1)
+
+
+def _special_only(shape: _Shape, trunk: _Trunk | None, family: Family) -> bool:
+    """Whether what a family calls global reads all frames, and of each only what is no patch."""
+    if trunk is None or family.special is None or shape.claim is None or shape.claim[0] != "global":
+        return False
+    frames = quotient(trunk.images, shape.rows)
+    return frames is not None and equal(shape.tokens, times(frames, family.special))
 
 
 def _layout(frames: Size, per_frame: Size, grids: list, family: Family) -> TokenLayout:
