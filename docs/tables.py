@@ -19,7 +19,7 @@ from typing import Any
 from tabulate import tabulate
 
 from vggt_compile import registry
-from vggt_compile.bench.measured import Change, changes, speeds
+from vggt_compile.bench.measured import Change, largest, speeds
 from vggt_compile.bench.model import MODELS
 from vggt_compile.recipes import DEFAULT, recipes
 
@@ -57,11 +57,7 @@ def accuracy_table() -> str:
     columns = [(model, n) for model in ("pi3-small", "vggt-small") for n in (32, 64)]
     rows = []
     for recipe in recipes().values():
-        found: dict[tuple[str, int], Change] = {}
-        for change in changes(recipe):
-            place = change.model, change.frames
-            if place not in found or change.scenes >= found[place].scenes:
-                found[place] = change
+        found = largest(recipe)
         if any(place in found for place in columns):
             lost = (lost_points(found[place]) if place in found else "" for place in columns)
             shares = [found[place].flops for place in columns if place in found]

@@ -108,6 +108,15 @@ def test_strict_raises_for_every_layer_when_none_is_found() -> None:
     raises_through_dynamo(NotRewritten, "no such layer", model, scene(), Capture(strict=True))
 
 
+def test_strict_raises_for_a_share_of_the_depth_where_there_is_none() -> None:
+    plan = {"layers": {"75-100%": {"scope": "frame"}}}
+    model, x = nn.Sequential(nn.Linear(16, 16)), torch.ones(1, 16)
+    raises_through_dynamo(NotRewritten, "no global layers were found", model, x, Capture(plan=plan, strict=True))
+    dense = Capture(plan={"layers": {"75-100%": {}}}, strict=True)
+    run(model, x, capture=dense)
+    assert not dense.report.rewritten
+
+
 def test_strict_names_layer_path_and_reason() -> None:
     out_of_range = Capture(plan={"layers": {"0-2": {"scope": "frame"}}}, strict=True)
     raises_through_dynamo(

@@ -1,8 +1,8 @@
 """Our own recipes: what the accuracy bench leaves standing and the GPU finds fast (docs/recipes.md).
 
-Both thin keys and touch nothing else. Of all that was tried, queries that read fewer patches of every frame lose least
-for what they save, and the middle half of the depth can spare most. The place of a window stays: where it moves from
-frame to frame, accuracy is the same or worse.
+Both thin keys and touch nothing else. Of all that was tried, reading fewer patches loses least for the time it saves,
+and the middle half of the depth can spare most. The place of a window stays: where it moves from frame to frame,
+accuracy is the same or worse.
 """
 
 from __future__ import annotations

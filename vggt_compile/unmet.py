@@ -29,7 +29,8 @@ def missing_layers(report: Report, plan: Plan) -> str | None:
     shared = _closed(plan.at(_depth(report)), report.family) - _of_special_tokens(report)
     missing = (_closed(plan, report.family) | shared) - found
     if not missing:
-        return None
+        named = any(not policy.dense for _, policy in plan.rules_for(report.family))
+        return "no global layers were found, of which the plan names a share" if named and not found else None
     noun = "layer" if len(missing) == 1 else "layers"
     return f"{noun} {spans(missing)}: no such layer (global layers found: {spans(found) or 'none'})"
 

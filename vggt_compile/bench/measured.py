@@ -18,7 +18,7 @@ from vggt_compile.recipes import Recipe
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 TIMES = ("recipes.json", "hoist_keys.json", "long.json", "pi3.json", "sparse.json", "model.json")
 FOLDERS = ("fast", "thinning", ".", "plans", "phase")
-"""Of `accuracy.json`, the page with the most scenes of our own recipes first."""
+"""Of each `accuracy.json`; of equally many scenes those of the first count."""
 
 
 class Change(NamedTuple):
@@ -53,8 +53,9 @@ def speeds(recipe: Recipe, model: str = "vggt", folder: Path = FOLDER) -> tuple[
         if settings.get("model", "vggt") != model:
             continue
         seconds = {(row["variant"], row["frames"]): row.get("warm_s") for row in found.get("warm", [])}
-        same = {n for n, plan in settings.get("plans", {}).items() if _is(plan, recipe.plan, model)}
-        names = {recipe.name, *same} - {"dense"}
+        plans = settings.get("plans", {})
+        same = {name for name, plan in plans.items() if _is(plan, recipe.plan, model)}
+        names = ({recipe.name} - plans.keys() | same) - {"dense"}
         for (variant, frames), own in sorted(seconds.items()):
             if variant in names and own and (dense := seconds.get(("dense", frames))) and frames not in ratios:
                 gpu, ratios[frames] = gpu or found["machine"]["gpu"], dense / own
@@ -85,10 +86,20 @@ def changes(recipe: Recipe, folder: Path = FOLDER) -> Iterator[Change]:
                 yield Change(entry["model"], entry["frames"], *scenes, tuple(points), row.get("attention_left"))
 
 
+def largest(recipe: Recipe, folder: Path = FOLDER) -> dict[tuple[str, int], Change]:
+    """By model and number of frames the change over the most scenes."""
+    found: dict[tuple[str, int], Change] = {}
+    for change in changes(recipe, folder):
+        place = change.model, change.frames
+        if place not in found or change.scenes > found[place].scenes:
+            found[place] = change
+    return found
+
+
 def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
     best: dict[str, Change] = {}
-    for change in changes(recipe, folder):
-        if change.model not in best or change.frames >= best[change.model].frames:
+    for change in largest(recipe, folder).values():
+        if change.model not in best or change.frames > best[change.model].frames:
             best[change.model] = change
     return [
         f"{c.model}, {c.frames} frames, {c.scenes} {c.source} scenes: AUC@30 {c.points[0]:+.1f} against dense"

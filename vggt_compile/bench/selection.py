@@ -99,6 +99,7 @@ def page(record: dict[str, Any]) -> str:
             "random queries and keys. Made by `python -m vggt_compile.bench.selection`. The choice includes pooling.\n",
             ", ".join(f"{name} {value}" for name, value in record["machine"].items()) + ".\n",
             tabulate(table, headers, tablefmt="github", disable_numparse=True),
+            *(f"\n{note}" for note in record.get("notes", ())),
             "",
         ]
     )
