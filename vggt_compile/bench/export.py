@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vggt_compile.bench.turns import alone
+
 BESIDE = ("export", "jit", "outline")
 AFTER = ("artifact", "jit-again", "outline-again")
 CACHES = {"jit-again": "jit", "outline-again": "outline"}
@@ -42,10 +44,12 @@ def main(argv: list[str] | None = None) -> None:
         for stage in (beside := [Stage(bench, name) for name in BESIDE if name not in args.skip]):
             stage.wait_for_first()
         for stage in beside:
-            stage.finish()
+            with alone():
+                stage.finish()
         for name in AFTER:
             if name not in args.skip:
-                Stage(bench, name).finish()
+                with alone():
+                    Stage(bench, name).finish()
     finally:
         bench.close()
     print(args.out.read_text())

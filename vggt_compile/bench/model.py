@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vggt_compile.bench.turns import alone
 from vggt_compile.bench.variants import SPARSE, split_variant
 from vggt_compile.errors import BadInput
 
@@ -72,16 +73,19 @@ def run_together(variants: Sequence[str], settings: Settings, work: Path) -> Non
         if time.monotonic() > until:
             break
         time.sleep(0.1)
-    failed = []
-    for name, process in waiting.items():
-        late = time.monotonic() > until and process.poll() is None
-        if late:
-            process.kill()
-        process.communicate(b"your turn\n")
-        if process.returncode:
-            failed.append(f"{name} ({'late' if late else process.returncode})")
+    with alone():
+        failed = [why for name, process in waiting.items() if (why := take_turn(name, process, until))]
     if failed:
         raise BadInput(f"not timed: {', '.join(failed)}; errors are above, the other variants are on the page")
+
+
+def take_turn(name: str, process: subprocess.Popen[bytes], until: float) -> str:
+    """Let a process that waits time its variant. Why that failed, "" where it did not."""
+    late = time.monotonic() > until and process.poll() is None
+    if late:
+        process.kill()
+    process.communicate(b"your turn\n")
+    return f"{name} ({'late' if late else process.returncode})" if process.returncode else ""
 
 
 def compiled(work: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vggt_compile.errors import UnknownName
+from vggt_compile.graph import outline
 from vggt_compile.recipes import recipes
 from vggt_compile.registry import methods, regions
 
@@ -39,7 +40,7 @@ def known_variant(name: str) -> str:
 
 def check_passes(off: str) -> None:
     """UnknownName for what no pass is called."""
-    passes = set().union(*(entry.aliases for entry in regions()), *(entry.aliases for entry in methods()))
+    passes = outline.NAMES.union(*(entry.aliases for entry in regions()), *(entry.aliases for entry in methods()))
     for switched in filter(None, off.split(",")):
         if switched not in passes:
             raise UnknownName("pass", switched, passes)
