@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from vggt_compile.artifact import build as building
 from vggt_compile.artifact import request
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Span, in_passes, spans
+from vggt_compile.artifact.request import Span, in_runs, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families.forms import TooManyFrames
@@ -166,34 +166,32 @@ def test_the_kernel_for_hopper_is_for_graphs_that_stay_here(monkeypatch: pytest.
 # Ranges
 
 
-def test_passes_hold_as_many_frames_as_a_dense_head_may_see() -> None:
+def test_a_run_holds_as_many_frames_as_a_dense_head_may_see() -> None:
     size = (392, 518)
     whole = Span((3, 61), (1, 1), size)
     assert whole.fits()
-    assert in_passes(whole) == [whole]
-    cut = in_passes(Span((3, 500), (1, 1), size))
-    assert [(span.frames, span.passes) for span in cut] == [((62, 500), 9), ((3, 61), 1)]
-    for span in in_passes(Span((3, 1024), (1, 1), size)):
-        assert span.fits()
-        assert span.frames[0] >= 2 * span.passes or span.passes == 1
+    assert in_runs(whole) == [whole]
+    cut = in_runs(Span((3, 500), (1, 1), size))
+    assert [(span.frames, span.run) for span in cut] == [((62, 500), 8), ((3, 61), 0)]
+    assert all(span.fits() for span in (*cut, *in_runs(Span((3, 1024), (1, 20), size))))
 
 
-def test_dense_heads_written_here_run_in_passes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the maps of a few frames are in memory at once, not those of all."""
-    monkeypatch.setattr(request, "PIXELS_PER_PASS", 8 * 28 * 42)
+def test_dense_heads_written_here_loop_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the maps of a few frames are in memory at once, not those of all, and the graph has one head, not many."""
+    monkeypatch.setattr(request, "PIXELS_AT_ONCE", 8 * 28 * 42)
     dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8)
     model = randomized(vggt("tiny", depth=4, encoder="conv", outputs=("depth",), dpt=dpt))
-    whole = Span((3, 16), (1, 1), (28, 42))
+    whole = Span((3, 30), (1, 1), (28, 42))
     with pytest.raises(TooManyFrames):
         traced(model, whole, PLANS["dense"])
-    many = in_passes(whole)[0]
-    assert (many.frames, many.passes) == ((9, 16), 2)
+    many = in_runs(whole)[0]
+    assert (many.frames, many.run) == ((9, 30), 8)
     made = traced(model, many, PLANS["dense"])
     graphs = [part.graph for part in made.exported.graph_module.modules() if isinstance(part, GraphModule)]
     called = [str(node.target) for graph in graphs for node in graph.nodes]
-    assert sum("conv_transpose2d" in target for target in called) == 2 * many.passes
+    assert sum("conv_transpose2d" in target for target in called) == 2
     with torch.no_grad():
-        for frames in (9, 16):
+        for frames in (9, 16, 30):
             x = images(1, frames, 3, 28, 42)
             assert worst(made.exported.module()(x), model(x)) < 1e-5
 
@@ -205,7 +203,7 @@ def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:
 
 def test_every_count_is_served_once() -> None:
     for high in (1, 2, 3, 9, 100, 1024):
-        cut = [part for span in spans((1, high), (1, 1), (140, 140)) for part in in_passes(span)]
+        cut = [part for span in spans((1, high), (1, 1), (140, 140)) for part in in_runs(span)]
         served = [n for span in cut for n in range(span.frames[0], span.frames[1] + 1)]
         assert sorted(served) == list(range(1, high + 1))
 

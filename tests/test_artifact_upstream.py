@@ -18,7 +18,7 @@ from upstream_models import same_bits, scene, tensors
 import vggt_compile
 from vggt_compile.artifact import request
 from vggt_compile.artifact.program import program
-from vggt_compile.artifact.request import Span, in_passes
+from vggt_compile.artifact.request import Span, in_runs
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.families import trace
 from vggt_compile.families.forms import TooManyFrames
@@ -78,13 +78,13 @@ def test_regions_of_autocast_hide_no_grid() -> None:
         close(made.exported.module()(x), jit(net, x, plan))
 
 
-def test_dense_heads_run_in_passes_where_frames_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_heads_run_in_runs_where_frames_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGGT's own heads cut frames into chunks of eight; one graph has as many passes for all of its counts."""
     height, width = scene("vggt").shape[-2:]
-    monkeypatch.setattr(request, "PIXELS_PER_PASS", 6 * height * width)
+    monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * height * width)
     whole = Span((3, 16), (1, 1), (height, width))
-    many, few = in_passes(whole)
-    assert (many.frames, many.passes, few.frames) == ((7, 16), 3, (3, 6))
+    many, few = in_runs(whole)
+    assert (many.frames, many.run, few.frames) == ((7, 16), 6, (3, 6))
     with upstream_models.model("vggt") as net, torch.no_grad():
         with pytest.raises(TooManyFrames):
             program(net, whole, Plan.read(FRAME), "fp32", CPU, strict=True)

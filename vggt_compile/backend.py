@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from vggt_compile import breaks, caches, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
+from vggt_compile.families.frame_loop import numbered_turns
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.handouts import Receiver, handing_out
 from vggt_compile.plan import Plan
@@ -88,7 +89,7 @@ def vggt_sparse(
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
         report = reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
-    with caches.told():
+    with caches.told(), numbered_turns():
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
         return handing_out(compiled, _receivers(report))
 

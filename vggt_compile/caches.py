@@ -1,7 +1,8 @@
 """What PyTorch's caches of compiled graphs have to know: which code made a graph, and that it may be kept.
 
-Models of this field switch autocast off and on inside, as before their heads. AOTAutograd's cache refuses graphs that
-hold such calls, since their functions are private ones of torch; but all that they depend on is in the graph.
+Models of this field switch autocast off and on inside, as before their heads, and heads over many frames are loops.
+AOTAutograd's cache refuses graphs that hold such calls, since their functions are private ones of torch and its loops are
+young; but all that they depend on is in the graph.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch._higher_order_ops.scan import scan_op
+from torch._higher_order_ops.while_loop import while_loop_op
 from torch.amp import autocast_mode
 
 from vggt_compile.sources import source_hash
@@ -20,6 +23,7 @@ def told() -> Iterator[None]:
     """Compiles inside the block are kept, and found again where sources and autocast are the same."""
     functions = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
     kept = {f"{function.__module__}.{function.__name__}": torch.__version__ for function in functions}
+    kept |= {f"{loop.__module__}.{loop.__name__}": torch.__version__ for loop in (scan_op, while_loop_op)}
     known = torch._inductor.config.unsafe_marked_cacheable_functions
     own = "-".join(filter(None, ("vggt_compile", source_hash(), autocast())))
     tag = f"{torch.compiler.config.cache_key_tag}{own}"

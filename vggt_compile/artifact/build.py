@@ -21,7 +21,7 @@ from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Range, Size, Span, in_passes, read_precision, read_range, spans
+from vggt_compile.artifact.request import Range, Size, Span, in_runs, read_precision, read_range, spans
 from vggt_compile.errors import BadInput
 from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.plan import Plan
@@ -116,7 +116,7 @@ def _libraries(
         try:
             made = trace(span)
         except TooManyFrames:
-            waiting[:0] = in_passes(span)
+            waiting[:0] = in_runs(span)
             continue
         parts = _cut(span, made, plan)
         if len(parts) == 1:

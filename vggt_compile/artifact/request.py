@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vggt_compile.errors import BadInput
-from vggt_compile.families.forms import PIXELS_PER_PASS
+from vggt_compile.families.forms import PIXELS_AT_ONCE
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -15,6 +15,8 @@ Range = tuple[int, int]
 DYNAMIC_FROM = 3
 """The published models treat one and two frames apart, so these counts have graphs of their own."""
 PRECISIONS = ("fp32", "autocast", "bf16")
+CHUNK = 8
+"""Frames that a dense head sees at once where it loops over runs of them, as in the published models."""
 GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
 
 
@@ -22,13 +24,13 @@ GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
 class Span:
     """One graph: the frame counts, batches and image size (height, width) that it serves.
 
-    `passes` is how often a dense head that cuts frames into chunks runs.
+    `run` is how many of its frames a dense head that cuts frames into chunks sees at once; 0 means all of them.
     """
 
     frames: Range
     batch: Range
     size: tuple[int, int]
-    passes: int = 1
+    run: int = 0
 
     def __str__(self) -> str:
         (low, high), (height, width) = self.frames, self.size
@@ -38,9 +40,9 @@ class Span:
         return size == self.size and _within(frames, self.frames) and _within(batch, self.batch)
 
     def fits(self) -> bool:
-        """Whether a dense head may see as many frames at once as one of its passes has."""
+        """Whether a dense head may see as many frames at once as a trace for this span has it see."""
         height, width = self.size
-        return -(-self.frames[1] // self.passes) * self.batch[1] * height * width <= PIXELS_PER_PASS
+        return (self.run or self.frames[1]) * self.batch[1] * height * width <= PIXELS_AT_ONCE
 
     @property
     def name(self) -> str:
@@ -71,18 +73,14 @@ def spans(frames: Range, batch: Range, size: tuple[int, int]) -> list[Span]:
     )
 
 
-def in_passes(span: Span) -> list[Span]:
-    """Graphs in which a dense head sees as many frames at once as it may: more are more passes, a part of the graph."""
+def in_runs(span: Span) -> list[Span]:
+    """A graph for as many frames as a dense head may see at once, and one that loops over runs of them."""
     low, high = span.frames
     height, width = span.size
-    cut = max(2, PIXELS_PER_PASS // (height * width * span.batch[1]))
-    cuts = []
-    while low <= high:
-        passes = 1 if high <= cut else -(-high // cut)
-        first = low if passes == 1 else max(low, min(cut + 1, high), 2 * passes)
-        cuts.append(Span((first, high), span.batch, span.size, passes))
-        high = first - 1
-    return cuts
+    cut = max(1, PIXELS_AT_ONCE // (height * width * span.batch[1]))
+    few = [] if low > cut else [replace(span, frames=(low, min(cut, high)))]
+    many = [] if high <= cut else [replace(span, frames=(max(low, cut + 1), high), run=min(CHUNK, cut))]
+    return [*many, *few]
 
 
 def _one_and_more(batch: Range) -> list[Range]:

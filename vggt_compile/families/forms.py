@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vggt_compile.families.frame_loop import over_frames
+
 FEW_FRAMES = 24
-PASSES = 6
-PIXELS_PER_PASS = 61 * 392 * 518
+PIXELS_AT_ONCE = 61 * 392 * 518
 """Above this many pixels the published heads interpolate in parts, a graph of its own."""
 
-_fixed_passes: int | None = None
-_enough = True
+_run_of_an_export: int | None = None
 
 
 class TooManyFrames(Exception):
-    """A dense head was asked to run in passes that are too few; who set their number tries again with more."""
+    """A dense head was asked to see more frames at once than it may; who traces sets the length of its runs."""
 
 
 @contextlib.contextmanager
-def dense_heads_in(passes: int, enough: bool = True) -> Iterator[None]:
-    """Traces inside the block run dense heads in so many passes, whatever the frame count; if enough, else they end."""
-    global _fixed_passes, _enough
-    before, (_fixed_passes, _enough) = (_fixed_passes, _enough), (passes, enough)
+def dense_heads_in_runs_of(frames: int | None) -> Iterator[None]:
+    """Traces inside the block have dense heads see so many frames at once; all of them if 0, and none if None."""
+    global _run_of_an_export
+    before, _run_of_an_export = _run_of_an_export, -1 if frames is None else frames
     try:
         yield
     finally:
-        _fixed_passes, _enough = before
+        _run_of_an_export = before
 
 
 def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -62,23 +61,16 @@ def grid_positions(batch: int, height: int, width: int, device: torch.device) ->
 
 
 def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
-    """Run a dense head over runs of frames, as its own loop does, but in one pass or in `PASSES`.
+    """Run a dense head over runs of frames, as its own loop does, but in one graph for every count of frames.
 
-    A loop over chunks of 8 frames makes every frame count a graph of its own, with as many copies of the head. Here
-    one graph serves all counts below `FEW_FRAMES` and one all others. More passes cost compile time, fewer cost memory:
-    of 300 frames a pass holds 50, which also stays below the size (61 frames of 392×518) above which the published
-    heads interpolate in parts, a graph of its own.
+    A trace unrolls the loop of the model, over chunks of 8 frames, so that every frame count is a graph of its own, with
+    as many copies of the head. Here few frames are one run, and more are a loop that stays one in the graph.
     """
-    frames = images.shape[1]
-    if chunk is None or (passes := _passes(frames)) == 1:
-        return forward(tokens, images, start, None)
-    parts = [
-        forward([None if t is None else t[:, a:b] for t in tokens], images[:, a:b], start, None)
-        for a, b in _runs(frames, passes)
-    ]
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts, 1)
-    return tuple(torch.cat(outputs, 1) for outputs in zip(*parts, strict=True))
+
+    def run(at: Any) -> Any:
+        return forward([None if t is None else at(t) for t in tokens], at(images), start, None)
+
+    return in_runs(run, images.shape[1], chunk, images.device)
 
 
 def flattened_in_few_passes(
@@ -89,37 +81,42 @@ def flattened_in_few_passes(
     Args:
         feats: a sequence for each level, of which the head reads the first: tokens [B, F, P, D].
     """
-    frames = feats[0][0].shape[1]
-    if chunk is None or (passes := _passes(frames)) == 1:
-        return forward(feats, height, width, start, None)
-    runs = _runs(frames, passes)
-    parts = [forward([(feat[0][:, a:b],) for feat in feats], height, width, start, None) for a, b in runs]
-    return type(parts[0])({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
+    tokens = feats[0][0]
+
+    def run(at: Any) -> Any:
+        return dict(forward([(at(feat[0]),) for feat in feats], height, width, start, None))
+
+    return in_runs(run, tokens.shape[1], chunk, tokens.device)
 
 
 def in_set_passes(
     predict: Callable[..., Tensor], layers: Any, size: tuple[int, int], special: int, chunk: int | None
 ) -> Tensor:
-    """Run a dense head in the passes that an export sets; in a compile in one, as it does by itself.
+    """The same for the dense head written here.
 
     Args:
         layers: tokens of some layers, each [B, F, P, C].
     """
-    frames = layers[0].shape[1]
-    passes = 1 if chunk is None or _fixed_passes is None else _passes(frames)
-    runs = _runs(frames, passes) if passes > 1 else [(0, frames)]
-    parts = [predict([t[:, a:b] for t in layers] if passes > 1 else layers, size, special) for a, b in runs]
-    return torch.cat(parts, 1) if passes > 1 else parts[0]
+    made: Tensor = in_runs(
+        lambda at: predict([at(t) for t in layers], size, special), layers[0].shape[1], chunk, layers[0].device
+    )
+    return made
 
 
-def _passes(frames: int) -> int:
-    if not _enough:
+def in_runs(run: Callable[[Callable[[Tensor], Tensor]], Any], frames: int, chunk: int | None, device: torch.device) -> Any:
+    """A head over all frames at once where they are few, else in a loop over runs of `chunk` frames.
+
+    Args:
+        run: of a function that takes frames out of a tensor [B, F, …], gives the head's outputs, [B, its frames, …].
+
+    Raises:
+        TooManyFrames: the trace serves more of them than the head may see at once.
+    """
+    if chunk is None:
+        return run(lambda x: x)
+    if _run_of_an_export == -1:
         raise TooManyFrames
-    if _fixed_passes is not None:
-        return _fixed_passes
-    return 1 if frames < FEW_FRAMES else PASSES
-
-
-def _runs(frames: int, passes: int) -> list[tuple[int, int]]:
-    """As long as each other, but for the last, which has up to `passes` − 1 frames more."""
-    return list(itertools.pairwise(index * frames // passes for index in range(passes + 1)))
+    if frames < FEW_FRAMES if _run_of_an_export is None else _run_of_an_export == 0:
+        return run(lambda x: x)
+    length = min(chunk, _run_of_an_export or chunk)
+    return over_frames(lambda rows: run(lambda x: x.index_select(1, rows)), frames, length, device)

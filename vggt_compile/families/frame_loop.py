@@ -1,0 +1,54 @@
+"""A loop over runs of frames that stays a loop in the graph: its body is traced and compiled once, for any count.
+
+`scan` is the loop that torch.compile and torch.export both know. Inductor writes what each turn gives straight into the
+results, so nothing is copied, and memory beyond the results is that of one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+from torch.utils._pytree import tree_map
+
+
+def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: torch.device) -> Any:
+    """What `run` gives for all frames, made of `length` frames at a time.
+
+    Args:
+        run: of the numbers of `length` frames, int64, gives tensors [B, length, …] in any nest of tuples and
+            dictionaries. Frames are independent of each other in it.
+        frames: how many there are; may be symbolic. The last run repeats the last frame to be as long as the others.
+
+    Returns:
+        The same nest of tensors [B, frames, …].
+    """
+
+    def turn(carried: Tensor, first: Tensor) -> tuple[Tensor, Any]:
+        rows = (first + torch.arange(length, device=device)).clamp(max=frames - 1)
+        return carried.clone(), run(rows)  # a scan carries something; here nothing depends on the turn before
+
+    firsts = length * torch.arange((frames + length - 1) // length, device=device)
+    _, parts = scan(turn, torch.zeros((), device=device), firsts)
+    return tree_map(lambda part: part.transpose(0, 1).flatten(1, 2)[:, :frames], parts)
+
+
+@contextmanager
+def numbered_turns() -> Iterator[None]:
+    """Inductor may read the number of a turn inside the block, which torch.compile allows no graph unless it is set to."""
+    tracing = torch._guards.TracingContext.try_get()
+    mode = tracing.fake_mode if tracing is not None else None
+    if mode is None or mode.shape_env is None:
+        yield
+        return
+    shapes, before = mode.shape_env, mode.shape_env.settings
+    shapes.settings = replace(before, allow_scalar_outputs=True)
+    try:
+        yield
+    finally:
+        shapes.settings = before
