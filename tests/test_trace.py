@@ -29,6 +29,8 @@ from lookalikes import (
 )
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from vggt_compile import prepare, unprepare
 from vggt_compile.families import forms, rotary, shims, trace
@@ -277,6 +279,23 @@ def test_a_head_in_few_passes_gives_the_same_bits(frames: int) -> None:
     from numerics import assert_as_accurate
 
     assert_as_accurate(out, eager, exact)
+
+
+def test_a_loop_is_given_the_layers_that_its_head_reads() -> None:
+    """What it is given, a model has to keep for all of its frames; heads are handed every layer and read four."""
+    seen = []
+
+    def backend(gm: Any, _: Any) -> Any:
+        seen.append(gm.graph)
+        return gm.forward
+
+    layers = [torch.randn(1, 30, 6, width) for width in (4, 5, 7)]
+    with torch.no_grad():
+        torch.compile(Head(), backend=backend)(layers, torch.randn(1, 30, 3, 8, 8), 2)
+    (loop,) = [node for node in seen[0].nodes if node.op == "call_function" and str(node.target) == "scan"]
+    given = [node.meta["example_value"] for node in tree_leaves((loop.args, loop.kwargs)) if isinstance(node, Node)]
+    widths = [x.shape[-1] for x in given if isinstance(x, Tensor) and x.ndim == 4]
+    assert widths == [4]
 
 
 def test_frame_counts_of_a_head_compile_at_most_twice() -> None:

@@ -1,8 +1,8 @@
 """What PyTorch's caches of compiled graphs have to know: which code made a graph, and that it may be kept.
 
 Models of this field switch autocast off and on inside, as before their heads, and heads over many frames are loops.
-AOTAutograd's cache refuses graphs that hold such calls, since their functions are private ones of torch and its loops are
-young; but all that they depend on is in the graph.
+AOTAutograd's cache refuses graphs that hold such calls, since their functions are private ones of torch and loops are
+new to it; but all that they depend on is in the graph.
 """
 
 from __future__ import annotations

@@ -18,6 +18,10 @@ PIXELS_AT_ONCE = 61 * 392 * 518
 _run_of_an_export: int | None = None
 
 
+Run = Callable[[Callable[[Tensor], Tensor]], Any]
+"""A head over some frames: of a function that takes them out of a tensor [B, F, …], gives tensors [B, frames, …]."""
+
+
 class TooManyFrames(Exception):
     """A dense head was asked to see more frames at once than it may; who traces sets the length of its runs."""
 
@@ -63,14 +67,27 @@ def grid_positions(batch: int, height: int, width: int, device: torch.device) ->
 def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
     """Run a dense head over runs of frames, as its own loop does, but in one graph for every count of frames.
 
-    A trace unrolls the loop of the model, over chunks of 8 frames, so that every frame count is a graph of its own, with
-    as many copies of the head. Here few frames are one run, and more are a loop that stays one in the graph.
+    A trace unrolls the loop of the model, over chunks of 8 frames, so that every frame count is a graph of its own,
+    with as many copies of the head. Here few frames are one run, and more are a loop that stays one in the graph.
     """
 
-    def run(at: Any) -> Any:
-        return forward([None if t is None else at(t) for t in tokens], at(images), start, None)
+    def run(at: Callable[[Tensor], Tensor]) -> Any:
+        return forward(_Chosen(tokens, at), at(images), start, None)
 
     return in_runs(run, images.shape[1], chunk, images.device)
+
+
+class _Chosen:
+    """Some frames of the tokens of each layer, taken when a head asks: what it leaves alone is no operand of a loop."""
+
+    def __init__(self, layers: Any, at: Callable[[Tensor], Tensor]) -> None:
+        self.layers, self.at = layers, at
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self.at(self.layers[layer])
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
 
 def flattened_in_few_passes(
@@ -83,10 +100,12 @@ def flattened_in_few_passes(
     """
     tokens = feats[0][0]
 
-    def run(at: Any) -> Any:
-        return dict(forward([(at(feat[0]),) for feat in feats], height, width, start, None))
+    def head(at: Callable[[Tensor], Tensor]) -> Any:
+        return forward([(at(feat[0]),) for feat in feats], height, width, start, None)
 
-    return in_runs(run, tokens.shape[1], chunk, tokens.device)
+    made = in_runs(lambda at: dict(head(at)), tokens.shape[1], chunk, tokens.device)
+    # Loops know plain dictionaries only. What one frame gives tells the class; nobody reads it, so nobody computes it.
+    return type(head(lambda x: x[:, :1]))(made)
 
 
 def in_set_passes(
@@ -103,11 +122,8 @@ def in_set_passes(
     return made
 
 
-def in_runs(run: Callable[[Callable[[Tensor], Tensor]], Any], frames: int, chunk: int | None, device: torch.device) -> Any:
+def in_runs(run: Run, frames: int, chunk: int | None, device: torch.device) -> Any:
     """A head over all frames at once where they are few, else in a loop over runs of `chunk` frames.
-
-    Args:
-        run: of a function that takes frames out of a tensor [B, F, …], gives the head's outputs, [B, its frames, …].
 
     Raises:
         TooManyFrames: the trace serves more of them than the head may see at once.

@@ -40,7 +40,7 @@ def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: 
 
 @contextmanager
 def numbered_turns() -> Iterator[None]:
-    """Inductor may read the number of a turn inside the block, which torch.compile allows no graph unless it is set to."""
+    """Inductor may read the number of a turn inside the block: torch.compile lets no graph read one unless told to."""
     tracing = torch._guards.TracingContext.try_get()
     mode = tracing.fake_mode if tracing is not None else None
     if mode is None or mode.shape_env is None:
