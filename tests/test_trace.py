@@ -293,7 +293,7 @@ def test_a_loop_is_given_the_layers_that_its_head_reads() -> None:
     with torch.no_grad():
         torch.compile(Head(), backend=backend)(layers, torch.randn(1, 30, 3, 8, 8), 2)
     (loop,) = [node for node in seen[0].nodes if node.op == "call_function" and str(node.target) == "scan"]
-    given = [node.meta["example_value"] for node in tree_leaves((loop.args, loop.kwargs)) if isinstance(node, Node)]
+    given = [node.meta.get("example_value") for node in tree_leaves((loop.args, loop.kwargs)) if isinstance(node, Node)]
     widths = [x.shape[-1] for x in given if isinstance(x, Tensor) and x.ndim == 4]
     assert widths == [4]
 
