@@ -34,6 +34,16 @@ def symbols(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.op == "placeholder" and isinstance(value(node), torch.SymInt)]
 
 
+def drop_unread(graph: Graph) -> None:
+    """Erase what nothing reads: layers that heads leave out, conditions that the trace has decided.
+
+    They lie between the blocks of a model and would tell them apart.
+    """
+    for node in reversed(operations(graph)):
+        if not node.users and _movable(node):
+            graph.erase_node(node)
+
+
 def sink_results(graph: Graph) -> None:
     """Move what is computed from a block's values, and read far below only, to where it is read.
 
