@@ -51,7 +51,7 @@ class Options:
         for key in given:
             if key not in (known := [field.name for field in fields(cls)]):
                 raise UnknownName("option", key, known)
-        switches = {name: given.get(name, False) for name in ("strict", "densities", "outline")}
+        switches = {name: given.get(name, getattr(cls, name)) for name in ("strict", "densities", "outline")}
         for name, value in switches.items():
             if not isinstance(value, bool):
                 raise PlanError(f"{name} is True or False, not {value!r}")
