@@ -20,7 +20,8 @@ def asked_once() -> Iterator[None]:
     if hasattr(InvokeSubgraphCache, "get_functionalize_schema_entry"):
         yield
         return
-    ask: Any = InvokeSubgraphHOP.gen_schema
+    kind: Any = InvokeSubgraphHOP
+    ask = kind.gen_schema
     known: dict[Hashable, Any] = {}
 
     def gen_schema(self: Any, subgraph: Any, identifier: str, *operands: Any) -> Any:
@@ -29,8 +30,8 @@ def asked_once() -> Iterator[None]:
             known[key] = ask(self, subgraph, identifier, *operands)
         return known[key]
 
-    InvokeSubgraphHOP.gen_schema = gen_schema
+    kind.gen_schema = gen_schema
     try:
         yield
     finally:
-        InvokeSubgraphHOP.gen_schema = ask
+        kind.gen_schema = ask
