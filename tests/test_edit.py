@@ -1,4 +1,4 @@
-"""An editor evaluates equal calls once: same operation, arguments and forms of operands, whatever layer they are for."""
+"""An editor evaluates equal calls once: same operation, arguments and forms of operands, whatever layer it is for."""
 
 from __future__ import annotations
 
