@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from modelutils import images, randomized
 from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
+from torch._higher_order_ops.invoke_subgraph import InvokeSubgraphHOP
 from torch.fx import GraphModule
 
 from vggt_compile import collect_reports, vggt_sparse
@@ -18,6 +20,7 @@ from vggt_compile.backend import Options, vggt_sparse_eager
 from vggt_compile.graph import dialect
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.repeats import operations, repeats, sink_results
+from vggt_compile.graph.schemas import asked_once
 from vggt_compile.models import vggt
 from vggt_compile.models.vggt import Aggregator
 from vggt_compile.site import Outcome
@@ -53,6 +56,19 @@ class Keeping(Stack):
             x = block(x)
             kept.append(x)
         return kept[0].transpose(0, 1), kept[1] * 2, x
+
+
+class Checking(Stack):
+    """Before each block it compares sizes, which a trace decides and yet writes down, and keeps what nobody reads."""
+
+    def forward(self, x: Tensor) -> Any:
+        shape, kept = (x.shape[0], *x.shape[1:]), []
+        for block in self.blocks:
+            if x.shape != shape:
+                x = x.view(shape)
+            x = block(x)
+            kept.append(x * 2)
+        return x, kept[0]
 
 
 class Scaled(Stack):
@@ -122,6 +138,38 @@ def test_what_several_blocks_give_to_others_is_an_output_of_all() -> None:
     got, gm, _ = outlined(model, noise())
     assert same(got, model(noise()))
     assert max(calls(gm)) >= 3
+
+
+@torch.no_grad()
+def test_what_nobody_reads_does_not_tell_blocks_apart() -> None:
+    model, x = Checking(*(Block() for _ in range(6))), noise()
+    torch._dynamo.mark_dynamic(x, 0)
+    got, gm, done = outlined(model, x)
+    assert same(got, model(x))
+    assert (calls(gm), done.count) == ([5], 4)
+    assert not [node for node in operations(gm.graph) if not node.users]
+
+
+def test_a_shared_sub_graph_is_asked_once_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = InvokeSubgraphHOP.gen_schema
+
+    def counted(hop: Any, subgraph: Any, identifier: str, *operands: Any) -> Any:
+        asked.append(identifier)
+        return ask(hop, subgraph, identifier, *operands)
+
+    def backend(gm: GraphModule, inputs: Any) -> Any:
+        outline_blocks(gm)
+        with asked_once():
+            return aot_eager(gm, inputs)
+
+    monkeypatch.setattr(InvokeSubgraphHOP, "gen_schema", counted)
+    model = Stack(*(Block() for _ in range(6)))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert same(torch.compile(model, backend=backend, fullgraph=True)(noise()), model(noise()))
+    assert asked == ["block_0"]
+    assert InvokeSubgraphHOP.gen_schema is counted
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
 from vggt_compile.families.frame_loop import numbered_turns
 from vggt_compile.graph.outline import outline_blocks
+from vggt_compile.graph.schemas import asked_once
 from vggt_compile.handouts import Receiver, handing_out
 from vggt_compile.plan import Plan
 from vggt_compile.report import Region, Report, publish
@@ -50,7 +52,7 @@ class Options:
         for key in given:
             if key not in (known := [field.name for field in fields(cls)]):
                 raise UnknownName("option", key, known)
-        switches = {name: given.get(name, False) for name in ("strict", "densities", "outline")}
+        switches = {name: given.get(name, getattr(cls, name)) for name in ("strict", "densities", "outline")}
         for name, value in switches.items():
             if not isinstance(value, bool):
                 raise PlanError(f"{name} is True or False, not {value!r}")
@@ -89,7 +91,7 @@ def vggt_sparse(
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
         report = reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
-    with caches.told(), numbered_turns():
+    with caches.told(), numbered_turns(), asked_once():
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
         return handing_out(compiled, _receivers(report))
 
@@ -122,17 +124,16 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     """Rewrite one graph of Dynamo's; log, trace and publish its report."""
     _listen()
     late = trace.arm()
-    before = gm.print_readable(print_output=False)
+    _emit("vggt_compile_graph_before", "string", lambda: gm.print_readable(print_output=False))
     strict = options.strict and not breaks.is_fragment(gm)
     report = rewrite(gm, options.plan, strict=strict, densities=options.densities, probes=True)
     report.notes += breaks.describe(gm, report, late) + breaks.full_cache()
     if options.outline:
         done = outline_blocks(gm)
         report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
-    _emit("vggt_compile_graph_before", "string", before)
-    _emit("vggt_compile_graph_after", "string", gm.print_readable(print_output=False))
-    _emit("vggt_compile_plan", "json", options.plan.to_json())
-    _emit("vggt_compile_report", "json", report.to_dict())
+    _emit("vggt_compile_graph_after", "string", lambda: gm.print_readable(print_output=False))
+    _emit("vggt_compile_plan", "json", lambda: json.dumps(options.plan.to_json()))
+    _emit("vggt_compile_report", "json", lambda: json.dumps(report.to_dict()))
     if report.rows:
         log.info("%s", report)
     for note in report.notes:
@@ -141,12 +142,9 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     return report
 
 
-def _emit(name: str, encoding: str, payload: object) -> None:
-    """An artifact of TORCH_TRACE, so of tlparse."""
-    import json
-
-    text = payload if isinstance(payload, str) else json.dumps(payload)
-    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=lambda: text)
+def _emit(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """An artifact of TORCH_TRACE, so of tlparse; written out only where somebody traces."""
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
 
 
 def _arm_what_was_imported_since(_: object) -> None:

@@ -188,7 +188,7 @@ def _storage(seen: Any) -> int | None:
 
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "_to_copy"}
 _PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "reshape", "contiguous", "size", "dim"}
-_PYTHONIC |= {"sym_size", "sym_min", "sym_max"}
+_PYTHONIC |= {"sym_size", "sym_min", "sym_max", "not_"}
 
 
 def _overloads(node: Node) -> tuple[torch._ops.OpOverload, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from vggt_compile.errors import RewriteBug
 from vggt_compile.graph.dialect import Part, autocasts, inspects, module_path, pure, value, value_key
-from vggt_compile.graph.symbols import Symbols
+from vggt_compile.graph.symbols import Symbols, form
 from vggt_compile.site import Size
 
 
@@ -29,6 +29,7 @@ class Editor:
         self._key = value_key(part.gm.graph)
         fakes = (seen.fake_mode for node in self._graph.nodes if isinstance(seen := value(node), FakeTensor))
         self._fakes: AbstractContextManager[Any] = next(fakes, nullcontext())
+        self._seen: dict[Hashable, Any] = {}
         self._anchor: Node | None = None
         self._fresh: list[Node] = []
         self._fresh_constants: list[str] = []
@@ -76,11 +77,10 @@ class Editor:
         waiting, gone = list(unread), set()
         while waiting:
             node = waiting.pop()
-            looks = [user for user in node.users if inspects(user)]
             removable = node.op == "get_attr" or pure(node)
-            if node in gone or not removable or len(looks) < len(node.users):
+            if node in gone or not removable or not all(inspects(user) for user in node.users):
                 continue
-            for look in looks:
+            for look in list(node.users):
                 self._graph.erase_node(look)
             waiting += node.all_input_nodes
             self._graph.erase_node(node)
@@ -141,14 +141,20 @@ class Editor:
         return self.call(torch.ops.aten.lift_fresh_copy.default, node)
 
     def _fake(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a call gives: a fake value. Equal ones share it, as alike layers get the same calls."""
         assert self._anchor is not None
         plain_args, plain_kwargs = map_arg((args, kwargs), value)
+        regions = (*self._around, *self._opened[self._anchor])
+        key = function, regions, form((plain_args, plain_kwargs))
+        if key in self._seen:
+            return self._seen[key]
         with ExitStack() as stack:
-            for region in (*self._around, *self._opened[self._anchor]):
+            for region in regions:
                 stack.enter_context(torch.autocast(region.device, region.dtype, region.enabled, region.cache))
             stack.enter_context(self._fakes)
             stack.enter_context(enable_python_dispatcher())  # some compositions know symbolic sizes in Python only
-            return function(*plain_args, **plain_kwargs)
+            self._seen[key] = function(*plain_args, **plain_kwargs)
+        return self._seen[key]
 
 
 def verify(place: str, old: Node, new: Node) -> None:

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from vggt_compile.graph import dialect
 from vggt_compile.graph.dialect import value
-from vggt_compile.graph.repeats import operations, repeats, sink_results, symbols
+from vggt_compile.graph.repeats import drop_unread, operations, repeats, sink_results, symbols
 from vggt_compile.graph.switches import DISABLED, disabled_passes
 from vggt_compile.site import Outcome
 
@@ -33,6 +33,7 @@ def outline_blocks(gm: GraphModule) -> Outcome:
     refusal = _refusal(gm)
     if refusal is not None:
         return Outcome(did=DID, left={"": refusal})
+    drop_unread(gm.graph)
     sink_results(gm.graph)
     nodes, sizes = operations(gm.graph), symbols(gm.graph)
     count = 0

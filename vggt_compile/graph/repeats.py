@@ -8,15 +8,15 @@ memory anyway, so no fusion is lost there. What is consecutive in the order of a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from vggt_compile.graph import dialect
 from vggt_compile.graph.dialect import value
+from vggt_compile.graph.symbols import form
 
 Span = tuple[int, int]
 """First and past the last of a run of operations."""
@@ -32,6 +32,16 @@ def operations(graph: Graph) -> list[Node]:
 def symbols(graph: Graph) -> list[Node]:
     """Inputs of the graph that are sizes."""
     return [node for node in graph.nodes if node.op == "placeholder" and isinstance(value(node), torch.SymInt)]
+
+
+def drop_unread(graph: Graph) -> None:
+    """Erase what nothing reads: layers that heads leave out, conditions that the trace has decided.
+
+    They lie between the blocks of a model and would tell them apart.
+    """
+    for node in reversed(operations(graph)):
+        if not node.users and _movable(node):
+            graph.erase_node(node)
 
 
 def sink_results(graph: Graph) -> None:
@@ -65,9 +75,15 @@ class _Repeats:
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.sizes = {node: index for index, node in enumerate(symbols(graph))}
         around = dialect.autocasts(graph)
+        self.forms = {node: form(value(node)) for node in graph.nodes}
+        self.labels: list[Hashable] = []
+        self.operands: list[list[Node]] = []
         known: dict[Hashable, int] = {}
-        labels = [(node.op, node.target, form(value(node)), around[node]) for node in self.nodes]
-        self.labels = [known.setdefault(label, len(known)) for label in labels]
+        for node in self.nodes:
+            met: list[Node] = []
+            label = node.op, node.target, self.forms[node], around[node], _written((node.args, node.kwargs), met)
+            self.labels.append(known.setdefault(label, len(known)))
+            self.operands.append(met)
 
     def classes(self) -> list[list[Span]]:
         groups, taken, found = self._equal(), [False] * len(self.nodes), []
@@ -82,58 +98,52 @@ class _Repeats:
         return found
 
     def _equal(self) -> dict[Hashable, list[Span]]:
-        """All equal runs, overlapping ones too: first by what the operations are, then by what they read."""
-        alike: dict[Hashable, list[Span]] = defaultdict(list)
-        for start, end in self._candidates():
-            alike[tuple(self.labels[start:end])].append((start, end))
+        """All equal runs, overlapping ones too.
+
+        Runs that begin alike have a number together, up to where they begin to differ: so each run that starts in one
+        place is met while the longest of them is read.
+        """
         equal: dict[Hashable, list[Span]] = defaultdict(list)
-        for number, spans in enumerate(alike.values()):
-            if len(spans) > 1:
-                for span in spans:
-                    equal[number, self._reads(*span)].append(span)
+        known: dict[Hashable, int] = {}
+        cuts = [index + 1 for index, node in enumerate(self.nodes) if _linear(node)]
+        movable = [_movable(node) for node in self.nodes]
+        for number, start in enumerate(cuts):
+            ends = cuts[number + 1 : number + 1 + MAPS]
+            alike, met = 0, dict[Node, int]()
+            for index in range(start, ends[-1] if ends else start):
+                if not movable[index]:
+                    break
+                alike = known.setdefault((alike, self.labels[index], self._reads(index, start, met)), len(known) + 1)
+                if index + 1 in ends:
+                    equal[alike].append((start, index + 1))
         return {key: spans for key, spans in equal.items() if len(spans) > 1}
 
-    def _candidates(self) -> Iterable[Span]:
-        barred = [index for index, node in enumerate(self.nodes) if not _movable(node)]
-        cuts = [index + 1 for index, node in enumerate(self.nodes) if _linear(node)]
-        for number, start in enumerate(cuts):
-            bar = next((index for index in barred if index >= start), len(self.nodes))
-            yield from ((start, end) for end in cuts[number + 1 : number + 1 + MAPS] if end <= bar)
+    def _reads(self, index: int, start: int, met: dict[Node, int]) -> Hashable:
+        """Operands by their place in the run; those from outside by form and the order in which they are met."""
 
-    def _reads(self, start: int, end: int) -> Hashable:
-        """All arguments of a run: its own values by their place, others by form and the order in which they are met."""
-        met: dict[Node, int] = {}
+        def key(given: Node) -> Hashable:
+            place = self.place.get(given, -1)
+            if place >= start:
+                return place - start
+            if given in self.sizes:
+                return "size", self.sizes[given]
+            return "other", met.setdefault(given, len(met)), self.forms[given]
 
-        def key(given: Any) -> Hashable:
-            if isinstance(given, Node):
-                place = self.place.get(given, -1)
-                if start <= place < end:
-                    return "own", place - start
-                if given in self.sizes:
-                    return "size", self.sizes[given]
-                return "other", met.setdefault(given, len(met)), form(value(given))
-            if isinstance(given, (tuple, list)):
-                return tuple(map(key, given))
-            if isinstance(given, dict):
-                return tuple((name, key(entry)) for name, entry in given.items())
-            if isinstance(given, slice):
-                return "slice", key((given.start, given.stop, given.step))
-            return type(given), repr(given)
-
-        return tuple(key((node.args, node.kwargs)) for node in self.nodes[start:end])
+        return tuple(map(key, self.operands[index]))
 
 
-def form(seen: Any) -> Hashable:
-    """All that code for a value depends on: shape, strides, dtype and device of a tensor."""
-    if isinstance(seen, Tensor):
-        return _exact(seen.shape), _exact(seen.stride()), seen.dtype, seen.device, seen.requires_grad
-    if isinstance(seen, (tuple, list)):
-        return tuple(map(form, seen))
-    return type(seen), _exact((seen,)) if isinstance(seen, torch.SymInt) else repr(seen)
-
-
-def _exact(sizes: Iterable[Any]) -> Hashable:
-    return tuple(size.node.expr if isinstance(size, torch.SymInt) else size for size in sizes)
+def _written(given: Any, operands: list[Node]) -> Hashable:
+    """All arguments of an operation but its operands, which are listed."""
+    if isinstance(given, Node):
+        operands.append(given)
+        return Node
+    if isinstance(given, (tuple, list)):
+        return tuple(_written(entry, operands) for entry in given)
+    if isinstance(given, dict):
+        return tuple((name, _written(entry, operands)) for name, entry in given.items())
+    if isinstance(given, slice):
+        return "slice", _written((given.start, given.stop, given.step), operands)
+    return type(given), repr(given)
 
 
 def _linear(node: Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -73,6 +73,25 @@ def quotient(left: Size, right: Size) -> Size | None:
     if ratio.is_number:
         return int(ratio) if ratio.is_Integer else None
     return simplify(ratio) if sympy.denom(sympy.together(ratio)) == 1 else None
+
+
+def form(seen: Any) -> Hashable:
+    """All of a value that code for it depends on: shape, strides, dtype, device of a tensor; sizes as expressions."""
+    if isinstance(seen, torch.Tensor):
+        return _exact(seen.shape), _exact(seen.stride()), seen.dtype, seen.device, seen.requires_grad
+    if isinstance(seen, torch.SymInt):
+        return torch.SymInt, seen.node.expr
+    if isinstance(seen, (tuple, list)):
+        return type(seen), tuple(map(form, seen))
+    if isinstance(seen, dict):
+        return tuple((name, form(entry)) for name, entry in seen.items())
+    if isinstance(seen, slice):
+        return slice, form((seen.start, seen.stop, seen.step))
+    return type(seen), repr(seen)
+
+
+def _exact(sizes: Iterable[int | torch.SymInt]) -> Hashable:
+    return tuple(size.node.expr if isinstance(size, torch.SymInt) else size for size in sizes)
 
 
 class Symbols:
