@@ -43,7 +43,7 @@ class Options:
     plan: Plan
     strict: bool = False
     densities: bool = False
-    outline: bool = False
+    outline: bool = True
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
