@@ -72,9 +72,10 @@ def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, star
     frames = images.shape[1]
     if chunk is None or (passes := _passes(frames)) == 1:
         return forward(tokens, images, start, None)
+    runs = _runs(frames, passes)
+    levels = [[None] * passes if t is None else t.split(runs, 1) for t in tokens]
     parts = [
-        forward([None if t is None else t[:, a:b] for t in tokens], images[:, a:b], start, None)
-        for a, b in _runs(frames, passes)
+        forward(list(run), of_run, start, None) for *run, of_run in zip(*levels, images.split(runs, 1), strict=True)
     ]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts, 1)
@@ -92,8 +93,8 @@ def flattened_in_few_passes(
     frames = feats[0][0].shape[1]
     if chunk is None or (passes := _passes(frames)) == 1:
         return forward(feats, height, width, start, None)
-    runs = _runs(frames, passes)
-    parts = [forward([(feat[0][:, a:b],) for feat in feats], height, width, start, None) for a, b in runs]
+    levels = [feat[0].split(_runs(frames, passes), 1) for feat in feats]
+    parts = [forward([(of_run,) for of_run in run], height, width, start, None) for run in zip(*levels, strict=True)]
     return type(parts[0])({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]})
 
 
@@ -107,9 +108,10 @@ def in_set_passes(
     """
     frames = layers[0].shape[1]
     passes = 1 if chunk is None or _fixed_passes is None else _passes(frames)
-    runs = _runs(frames, passes) if passes > 1 else [(0, frames)]
-    parts = [predict([t[:, a:b] for t in layers] if passes > 1 else layers, size, special) for a, b in runs]
-    return torch.cat(parts, 1) if passes > 1 else parts[0]
+    if passes == 1:
+        return predict(layers, size, special)
+    levels = [t.split(_runs(frames, passes), 1) for t in layers]
+    return torch.cat([predict(list(run), size, special) for run in zip(*levels, strict=True)], 1)
 
 
 def _passes(frames: int) -> int:
@@ -120,6 +122,7 @@ def _passes(frames: int) -> int:
     return 1 if frames < FEW_FRAMES else PASSES
 
 
-def _runs(frames: int, passes: int) -> list[tuple[int, int]]:
-    """As long as each other, but for the last, which has up to `passes` − 1 frames more."""
-    return list(itertools.pairwise(index * frames // passes for index in range(passes + 1)))
+def _runs(frames: int, passes: int) -> list[int]:
+    """Frames of each pass, alike up to one; numbers to split by, as torch 2.11 cannot tell how long a slice is."""
+    cuts = [index * frames // passes for index in range(passes + 1)]
+    return [after - before for before, after in itertools.pairwise(cuts)]
