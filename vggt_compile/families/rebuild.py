@@ -5,8 +5,8 @@ again, and the question becomes `x is not ...`. `torch.cuda.synchronize()` and `
 value and are left out; inside a loop they would make Dynamo give up the whole function. What
 `torch.cuda.is_bf16_supported()` answers is a fact of the machine, and stands there as a constant.
 `object.__getattribute__(x, "k")` of a dictionary class first looks into `x.__dict__`, which Dynamo can read.
-Where stochastic depth takes `int` and `max` of a batch that may be a symbol, their symbolic forms stand, but for Dynamo:
-that follows the plain ones, and in torch 2.11 breaks the graph at a symbolic form of numbers.
+Where stochastic depth takes `int` and `max` of a batch that may be a symbol, their symbolic forms stand, except in
+Dynamo: it follows the plain ones, and that of torch 2.11 breaks the graph at a symbolic form of numbers.
 """
 
 from __future__ import annotations
