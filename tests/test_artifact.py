@@ -118,7 +118,11 @@ def program_in_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = tmp_path_factory.mktemp("cpp")
     source = Path(__file__).parents[1] / "examples" / "cpp"
     torch_here = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    subprocess.run(["cmake", "-G", "Ninja", "-S", source, "-B", built, torch_here], check=True, timeout=120)
+    configure = ["cmake", "-G", "Ninja", "-S", source, "-B", built, torch_here]
+    done = subprocess.run(configure, timeout=120, capture_output=True, text=True)
+    if "Caffe2 version uses CUDA but I cannot find the CUDA" in done.stderr:
+        pytest.skip("this torch was built with CUDA, and its CMake files find no CUDA toolkit here")
+    assert done.returncode == 0, done.stderr
     subprocess.run(["cmake", "--build", built], check=True, timeout=300)
     return built / "run_artifact"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from vggt_compile.families.rebuild import rebuilt, shares_out_a_batch
 
@@ -155,3 +156,13 @@ def test_a_share_of_a_batch_may_stay_a_symbol() -> None:
     program = torch.export.export(module(form, False), (x,), dynamic_shapes=shapes)
     assert torch.equal(program.module()(torch.ones(8, 2)), torch.full((8, 2), 2.0))
     assert torch.equal(module(form, True)(x), module(dropping, True)(x))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compile_breaks_no_graph_at_a_share_of_a_batch(dynamic: bool) -> None:
+    """In torch 2.11 a symbolic form of plain numbers does."""
+    counts = CompileCounter()
+    compiled = torch.compile(module(rebuilt(dropping), False), backend=counts, fullgraph=True, dynamic=dynamic)
+    for batch in (5, 8):
+        assert torch.equal(compiled(torch.ones(batch, 2)), torch.full((batch, 2), 2.0))
+    assert counts.frame_count == (1 if dynamic else 2)

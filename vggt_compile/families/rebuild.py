@@ -5,7 +5,8 @@ again, and the question becomes `x is not ...`. `torch.cuda.synchronize()` and `
 value and are left out; inside a loop they would make Dynamo give up the whole function. What
 `torch.cuda.is_bf16_supported()` answers is a fact of the machine, and stands there as a constant.
 `object.__getattribute__(x, "k")` of a dictionary class first looks into `x.__dict__`, which Dynamo can read.
-Where stochastic depth takes `int` and `max` of a batch that may be a symbol, their symbolic forms stand.
+Where stochastic depth takes `int` and `max` of a batch that may be a symbol, their symbolic forms stand, except in
+Dynamo: it follows the plain ones, and that of torch 2.11 breaks the graph at a symbolic form of numbers.
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ class _Rebind(ast.NodeTransformer):
         if ast.unparse(node.func) == _CAPABILITY and not node.args and not node.keywords:
             return ast.Constant(torch.cuda.is_bf16_supported())
         if ast.unparse(node.func) in _SYMBOLIC and self.symbolic:
-            node.func = ast.parse(_SYMBOLIC[ast.unparse(node.func)], mode="eval").body
+            plain = ast.unparse(node.func)
+            choice = f"({plain} if torch.compiler.is_dynamo_compiling() else {_SYMBOLIC[plain]})"
+            node.func = ast.parse(choice, mode="eval").body
         if _looks_past_getattr(node):
             return ast.copy_location(_instance_first(node), node)
         return self.generic_visit(node)
