@@ -63,7 +63,8 @@ DRAWING = """
     families.rotary → families.shim families.forms
     families.dense_heads → families.shim families.forms
     families.shim →
-    families.forms →
+    families.forms → families.frame_loop
+    families.frame_loop →
     families.rebuild →
     site →
     errors →

@@ -298,9 +298,9 @@ def test_inductor_compiles_it_for_every_number_of_frames_and_caches_it(
     assert seen == [(0, 1), (1, 0)]
 
 
-def test_it_is_off_unless_asked_for() -> None:
-    assert not Options.read({}).outline
-    assert Options.read({"outline": True}).outline
+def test_it_is_on_unless_asked_not_to() -> None:
+    assert Options.read({}).outline
+    assert not Options.read({"outline": False}).outline
 
 
 def test_a_method_that_only_python_knows_is_no_operator_of_aten() -> None:

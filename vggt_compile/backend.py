@@ -17,9 +17,9 @@ from torch.fx import GraphModule
 from vggt_compile import breaks, caches, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
-from vggt_compile.families.frame_loop import numbered_turns
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.schemas import asked_once
+from vggt_compile.graph.turns import numbered_turns
 from vggt_compile.handouts import Receiver, handing_out
 from vggt_compile.plan import Plan
 from vggt_compile.report import Region, Report, publish

@@ -73,18 +73,18 @@ def run_together(variants: Sequence[str], settings: Settings, work: Path) -> Non
         if time.monotonic() > until:
             break
         time.sleep(0.1)
-    with alone():
-        failed = [why for name, process in waiting.items() if (why := take_turn(name, process, until))]
+    failed = [why for name, process in waiting.items() if (why := take_turn(name, process, until))]
     if failed:
         raise BadInput(f"not timed: {', '.join(failed)}; errors are above, the other variants are on the page")
 
 
 def take_turn(name: str, process: subprocess.Popen[bytes], until: float) -> str:
     """Let a process that waits time its variant. Why that failed, "" where it did not."""
-    late = time.monotonic() > until and process.poll() is None
-    if late:
-        process.kill()
-    process.communicate(b"your turn\n")
+    with alone():
+        late = time.monotonic() > until and process.poll() is None
+        if late:
+            process.kill()
+        process.communicate(b"your turn\n")
     return f"{name} ({'late' if late else process.returncode})" if process.returncode else ""
 
 

@@ -69,7 +69,8 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
     table = []
     for row in sorted(rows, key=lambda r: r["frames"]):
         if "warm_s" not in row:
-            table.append((row["frames"], row["variant"], "out of memory", "", "", row["graphs"]))
+            why = "out of memory" if row.get("out_of_memory") else "not timed alone"
+            table.append((row["frames"], row["variant"], why, "", "", row["graphs"]))
             continue
         before = seconds.get(row["frames"])
         ratio = f"{before / row['warm_s']:.2f}×" if before else ""

@@ -6,9 +6,7 @@ results, so nothing is copied, and memory beyond the results is that of one run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,19 +34,3 @@ def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: 
     firsts = length * torch.arange((frames + length - 1) // length, device=device)
     _, parts = scan(turn, torch.zeros((), device=device), firsts)
     return tree_map(lambda part: part.transpose(0, 1).flatten(1, 2)[:, :frames], parts)
-
-
-@contextmanager
-def numbered_turns() -> Iterator[None]:
-    """Inductor may read the number of a turn inside the block: torch.compile lets no graph read one unless told to."""
-    tracing = torch._guards.TracingContext.try_get()
-    mode = tracing.fake_mode if tracing is not None else None
-    if mode is None or mode.shape_env is None:
-        yield
-        return
-    shapes, before = mode.shape_env, mode.shape_env.settings
-    shapes.settings = replace(before, allow_scalar_outputs=True)
-    try:
-        yield
-    finally:
-        shapes.settings = before
