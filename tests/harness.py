@@ -23,7 +23,7 @@ FRAME = {"layers": {"*": {"scope": "frame"}}}
 
 @dataclass
 class Capture:
-    """A backend that rewrites by a plan and runs the graph node by node."""
+    """A backend that rewrites by a plan and runs the graph node by node, equal blocks as they are."""
 
     plan: object = field(default_factory=lambda: FRAME)
     strict: bool = False
@@ -33,7 +33,8 @@ class Capture:
 
     def __call__(self, gm: GraphModule, _: Any) -> Callable[..., Any]:
         self.before.append(nodes(gm))
-        self.reports.append(reported_rewrite(gm, Options.read({"plan": self.plan, "strict": self.strict})))
+        options = Options.read({"plan": self.plan, "strict": self.strict, "outline": False})
+        self.reports.append(reported_rewrite(gm, options))
         self.graphs.append(gm)
         return gm.forward
 

@@ -106,10 +106,10 @@ def vggt_sparse_eager(
     """`vggt_sparse` without Inductor: the rewritten graph runs node by node, as the model itself does.
 
     For checking what a plan does, where compiling would take longer than running. Inductor's settings and `mode` have
-    no effect, except that `disabled_passes` is heeded.
+    no effect, except that `disabled_passes` is heeded. Equal blocks stay as they are unless `outline` is given.
     """
     del example_inputs, mode
-    chosen = Options.read(options)
+    chosen = Options.read({"outline": False, **(options or {})})
     with torch._inductor.config.patch(dict(chosen.inductor)):
         report = reported_rewrite(gm, chosen)
     return handing_out(gm.forward, _receivers(report))
