@@ -267,7 +267,7 @@ def test_armed_models_can_be_copied_and_pickled() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 7, 8, 9, 23, 24, 25, 50])
-def test_a_head_in_few_passes_gives_the_same_bits(frames: int) -> None:
+def test_a_head_in_runs_gives_the_same_bits(frames: int) -> None:
     torch.manual_seed(0)
     head = Head()
     tokens, images = [torch.randn(1, frames, 6, 4)], torch.randn(1, frames, 3, 8, 8)

@@ -16,7 +16,7 @@ from torch.fx.experimental import _config as symbolic
 from vggt_compile.artifact.request import Span
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families import trace
-from vggt_compile.families.forms import dense_heads_in_runs_of
+from vggt_compile.families.forms import TOO_MANY, dense_heads_in_runs_of
 from vggt_compile.graph.dialect import is_attention_like
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
@@ -40,7 +40,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
     images = torch.zeros(batch, frames, 3, *span.size, device=device)
     with ExitStack() as stack:
         stack.enter_context(trace.prepared(model))
-        stack.enter_context(dense_heads_in_runs_of(span.run if span.fits() else None))
+        stack.enter_context(dense_heads_in_runs_of(span.run if span.fits() else TOO_MANY))
         stack.enter_context(torch.no_grad())
         with nullcontext() if precision == "fp32" else _under_autocast(model, device):
             gm = _in_one_graph(_export(model, images, span))

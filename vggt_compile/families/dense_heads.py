@@ -1,4 +1,4 @@
-"""Dense heads that loop over chunks of frames, in as many passes for every frame count, so that one graph serves them.
+"""Dense heads that loop over chunks of frames, as a loop of the graph, so that one graph serves every frame count.
 
 A loop over chunks of fixed length is unrolled by a trace, so every count of frames would be a graph of its own.
 """
@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import Tensor
 
-from vggt_compile.families.forms import flattened_in_few_passes, in_few_passes, in_set_passes
+from vggt_compile.families.forms import flattened_head_in_runs, head_in_runs, own_head_in_runs
 from vggt_compile.families.shim import Shim, by_name, names_in
 
 
 def recognise(cls: type) -> Iterator[Shim]:
     """The shim of a dense head; none for any other class."""
     if _loops_over_flattened_frames(cls):
-        yield _few_passes_of_flattened(cls)
+        yield _runs_of_flattened(cls)
     if _loops_over_frames(cls):
-        yield _few_passes(cls)
+        yield _runs(cls)
     if _skips_its_loop(cls):
-        yield _set_passes(cls)
+        yield _own_runs(cls)
 
 
 def _loops_over_frames(cls: type) -> bool:
@@ -37,13 +37,13 @@ def _loops_over_frames(cls: type) -> bool:
     )
 
 
-def _few_passes(cls: type) -> Shim:
+def _runs(cls: type) -> Shim:
     forward = vars(cls)["forward"]
 
     def form(self: Any, tokens: Any, images: Tensor, start: int, chunk: int | None = 8) -> Any:
-        return in_few_passes(functools.partial(forward, self), tokens, images, start, chunk)
+        return head_in_runs(functools.partial(forward, self), tokens, images, start, chunk)
 
-    what = "a number of chunks that does not change with every frame count"
+    what = "a loop in the graph, the same one for every frame count"
     return Shim(cls, "forward", forward, by_name(forward, form), what)
 
 
@@ -58,13 +58,13 @@ def _loops_over_flattened_frames(cls: type) -> bool:
     )
 
 
-def _few_passes_of_flattened(cls: type) -> Shim:
+def _runs_of_flattened(cls: type) -> Shim:
     forward = vars(cls)["forward"]
 
     def form(self: Any, feats: Any, height: int, width: int, start: int, chunk: int | None = 8) -> Any:
-        return flattened_in_few_passes(functools.partial(forward, self), feats, height, width, start, chunk)
+        return flattened_head_in_runs(functools.partial(forward, self), feats, height, width, start, chunk)
 
-    what = "a number of chunks that does not change with every frame count"
+    what = "a loop in the graph, the same one for every frame count"
     return Shim(cls, "forward", forward, by_name(forward, form), what)
 
 
@@ -73,10 +73,12 @@ def _skips_its_loop(cls: type) -> bool:
     return {"is_compiling", "chunk", "predict"} <= names_in(cls, "forward", 3)
 
 
-def _set_passes(cls: type) -> Shim:
+def _own_runs(cls: type) -> Shim:
     forward = vars(cls)["forward"]
 
     def form(self: Any, layers: Any, size: tuple[int, int], special: int) -> Tensor:
-        return in_set_passes(self.predict, layers, size, special, self.chunk)
+        return own_head_in_runs(self.predict, layers, size, special, self.chunk)
 
-    return Shim(cls, "forward", forward, by_name(forward, form), "as many chunks as an export sets, in a compile one")
+    return Shim(
+        cls, "forward", forward, by_name(forward, form), "a loop in the graph, the same one for every frame count"
+    )

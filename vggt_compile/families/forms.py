@@ -15,8 +15,10 @@ FEW_FRAMES = 24
 PIXELS_AT_ONCE = 61 * 392 * 518
 """Above this many pixels the published heads interpolate in parts, a graph of its own."""
 
-_run_of_an_export: int | None = None
-
+ALL_AT_ONCE, TOO_MANY = 0, -1
+"""Of a run's length: not cut at all, and still to be set."""
+_length: int | None = None
+"""Of the runs of a dense head, as an export sets it; None in a compile, which decides by the number of frames."""
 
 Run = Callable[[Callable[[Tensor], Tensor]], Any]
 """A head over some frames: of a function that takes them out of a tensor [B, F, …], gives tensors [B, frames, …]."""
@@ -27,14 +29,14 @@ class TooManyFrames(Exception):
 
 
 @contextlib.contextmanager
-def dense_heads_in_runs_of(frames: int | None) -> Iterator[None]:
-    """Traces inside the block have dense heads see so many frames at once; all of them if 0, and none if None."""
-    global _run_of_an_export
-    before, _run_of_an_export = _run_of_an_export, -1 if frames is None else frames
+def dense_heads_in_runs_of(frames: int) -> Iterator[None]:
+    """Traces inside the block have dense heads see so many frames at once, ALL_AT_ONCE, or end if they are TOO_MANY."""
+    global _length
+    before, _length = _length, frames
     try:
         yield
     finally:
-        _run_of_an_export = before
+        _length = before
 
 
 def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -64,7 +66,7 @@ def grid_positions(batch: int, height: int, width: int, device: torch.device) ->
     return torch.stack((rows, columns), -1).reshape(1, height * width, 2).expand(batch, -1, -1).clone()
 
 
-def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
+def head_in_runs(forward: Callable[..., Any], tokens: Any, images: Tensor, start: int, chunk: int | None) -> Any:
     """Run a dense head over runs of frames, as its own loop does, but in one graph for every count of frames.
 
     A trace unrolls the loop of the model, over chunks of 8 frames, so that every frame count is a graph of its own,
@@ -74,7 +76,7 @@ def in_few_passes(forward: Callable[..., Any], tokens: Any, images: Tensor, star
     def run(at: Callable[[Tensor], Tensor]) -> Any:
         return forward(_Chosen(tokens, at), at(images), start, None)
 
-    return in_runs(run, images.shape[1], chunk, images.device)
+    return _in_runs(run, images.shape[1], chunk, images.device)
 
 
 class _Chosen:
@@ -90,7 +92,7 @@ class _Chosen:
         return len(self.layers)
 
 
-def flattened_in_few_passes(
+def flattened_head_in_runs(
     forward: Callable[..., Any], feats: Any, height: int, width: int, start: int, chunk: int | None
 ) -> Any:
     """The same for a head whose loop runs over batch times frames, and which returns a dictionary.
@@ -99,16 +101,19 @@ def flattened_in_few_passes(
         feats: a sequence for each level, of which the head reads the first: tokens [B, F, P, D].
     """
     tokens = feats[0][0]
+    frames = tokens.shape[1]
 
-    def head(at: Callable[[Tensor], Tensor]) -> Any:
+    def run(at: Callable[[Tensor], Tensor]) -> Any:
         return forward([(at(feat[0]),) for feat in feats], height, width, start, None)
 
-    made = in_runs(lambda at: dict(head(at)), tokens.shape[1], chunk, tokens.device)
+    if chunk is None or _at_once(frames):
+        return run(lambda x: x)
+    made = _looped(lambda at: dict(run(at)), frames, chunk, tokens.device)
     # Loops know plain dictionaries only. What one frame gives tells the class; nobody reads it, so nobody computes it.
-    return type(head(lambda x: x[:, :1]))(made)
+    return type(run(lambda x: x[:, :1]))(made)
 
 
-def in_set_passes(
+def own_head_in_runs(
     predict: Callable[..., Tensor], layers: Any, size: tuple[int, int], special: int, chunk: int | None
 ) -> Tensor:
     """The same for the dense head written here.
@@ -116,23 +121,27 @@ def in_set_passes(
     Args:
         layers: tokens of some layers, each [B, F, P, C].
     """
-    made: Tensor = in_runs(
-        lambda at: predict([at(t) for t in layers], size, special), layers[0].shape[1], chunk, layers[0].device
-    )
+
+    def run(at: Callable[[Tensor], Tensor]) -> Tensor:
+        return predict([at(tokens) for tokens in layers], size, special)
+
+    made: Tensor = _in_runs(run, layers[0].shape[1], chunk, layers[0].device)
     return made
 
 
-def in_runs(run: Run, frames: int, chunk: int | None, device: torch.device) -> Any:
-    """A head over all frames at once where they are few, else in a loop over runs of `chunk` frames.
+def _in_runs(run: Run, frames: int, chunk: int | None, device: torch.device) -> Any:
+    if chunk is None or _at_once(frames):
+        return run(lambda x: x)
+    return _looped(run, frames, chunk, device)
 
-    Raises:
-        TooManyFrames: the trace serves more of them than the head may see at once.
-    """
-    if chunk is None:
-        return run(lambda x: x)
-    if _run_of_an_export == -1:
+
+def _at_once(frames: int) -> bool:
+    """Whether a head sees all frames at once. TooManyFrames where an export has yet to say so."""
+    if _length == TOO_MANY:
         raise TooManyFrames
-    if frames < FEW_FRAMES if _run_of_an_export is None else _run_of_an_export == 0:
-        return run(lambda x: x)
-    length = min(chunk, _run_of_an_export or chunk)
+    return frames < FEW_FRAMES if _length is None else _length == ALL_AT_ONCE
+
+
+def _looped(run: Run, frames: int, chunk: int, device: torch.device) -> Any:
+    length = min(chunk, _length or chunk)
     return over_frames(lambda rows: run(lambda x: x.index_select(1, rows)), frames, length, device)
