@@ -105,11 +105,7 @@ def test_unmodified_omega_as_a_file(tmp_path: Path) -> None:
             close(run(x), jit(net, x, FRAME))
 
 
-WRONG_MAPS = "Inductor's code of VGGT's camera and dense heads in one graph of a fixed count gives other maps on a CPU"
-OPEN = pytest.mark.xfail(raises=AssertionError, reason=WRONG_MAPS, strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param("vggt", marks=OPEN), "pi3"])
+@pytest.mark.parametrize("name", ["vggt", "pi3"])
 def test_one_and_two_frames_of_either_aspect_ratio(name: str, tmp_path: Path) -> None:
     """The published models treat one and two frames apart; both sizes have as many tokens in other grids."""
     plan = {"layers": {"*": {"keys": {"method": "grid", "stride": [1, 2]}}}}

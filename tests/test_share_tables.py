@@ -89,6 +89,18 @@ def test_compiled_maps_have_their_table_in_place() -> None:
             torch.testing.assert_close(out, want)
 
 
+@pytest.mark.xfail(raises=AssertionError, reason="Inductor reads strides of 0 from memory without repeats", strict=True)
+def test_inductor_reads_a_repeated_value_by_its_strides() -> None:
+    """Once it does, `_once_each` may go."""
+
+    def add(x: Tensor, table: Tensor) -> Tensor:
+        frames = (table.cos() * 0.1).permute(2, 0, 1)[None].expand(2, -1, -1, -1)
+        return x + frames.as_strided(frames.shape, frames.stride())
+
+    x, table = torch.randn(2, 8, 2, 3).to(memory_format=torch.channels_last), torch.randn(2, 3, 8)
+    torch.testing.assert_close(torch.compile(add)(x, table), add(x, table))
+
+
 @pytest.mark.parametrize("view", [lambda x: x.expand(4, 5), lambda x: x.expand(4, 5).t(), lambda x: x[:, ::2]])
 def test_strides_with_repeats_or_gaps_are_told(view: Callable[[Tensor], Tensor]) -> None:
     assert _once_each(torch.ones(1, 5).t())
