@@ -97,6 +97,12 @@ def test_dense_heads_run_in_runs_where_frames_are_many(monkeypatch: pytest.Monke
             close(made.exported.module()(x), jit(net, x, FRAME))
 
 
+@pytest.mark.xfail(
+    torch.__version__.startswith("2.11."),
+    raises=torch._inductor.exc.InductorError,
+    reason="AOTInductor of torch 2.11 gives a loop's graph fewer inputs than it has",
+    strict=True,
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_loop_of_dense_heads_as_a_file(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Python and where this package is not; in bf16 up to what a check of the export allows."""
