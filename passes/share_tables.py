@@ -19,7 +19,7 @@ from vggt_compile.graph import dialect
 from vggt_compile.graph.axes import arranges, names_sizes, sizes
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.region import after
-from vggt_compile.graph.symbols import size_of
+from vggt_compile.graph.symbols import equal, size_of, times
 from vggt_compile.registry import region
 from vggt_compile.site import Lowered, Outcome
 
@@ -55,14 +55,28 @@ def _tables(graph: Graph) -> list[Node]:
             readers.update(_in_memory(source) for source in node.all_input_nodes if source in turned)
         elif dialect.operation(node) in ("cos", "sin") or not turned.isdisjoint(node.all_input_nodes):
             turned.add(node)
-    return [node for node, count in readers.items() if count > 1]
+    return [node for node, count in readers.items() if count > 1 and _once_each(dialect.value(node))]
 
 
 def _in_memory(node: Node) -> Node:
     """The value whose memory this one is a view of."""
-    while arranges(node) and not dialect.fresh(node):
+    while (arranges(node) or dialect.operation(node) in _REPEAT) and not dialect.fresh(node):
         node = node.all_input_nodes[0]
     return node
+
+
+_REPEAT = {"expand", "expand_as", "broadcast_to"}
+
+
+def _once_each(seen: Tensor) -> bool:
+    """Whether the strides reach as many places as there are elements.
+
+    Compiled code lays out the value that it keeps without repeats and gaps. Strides that have some, as those of one
+    table for all frames, would read other numbers from it.
+    """
+    shape, strides = tuple(map(size_of, seen.shape)), map(size_of, seen.stride())
+    last = sum(((size - 1) * stride for size, stride in zip(shape, strides, strict=True)), start=0)
+    return equal(last + 1, times(*shape))
 
 
 def _keep(table: Node, edit: Editor) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from alternating import build
+from bare import bare
 from framed import SPEC, by_hand, scene
 from harness import FRAME
 
@@ -81,26 +80,6 @@ def test_several_sizes_are_entries_of_one_file(tmp_path: Path) -> None:
         torch.testing.assert_close(run(x), by_hand(model, x), rtol=1e-4, atol=1e-5)
     with pytest.raises(errors.WrongImages, match="for images of 4×6, 6×4, not 6×6"):
         run(scene(frames=4, grid=(3, 3)))
-
-
-BARE = """
-    import sys, torch
-    from torch._inductor import aoti_load_package
-    run = aoti_load_package({path!r})
-    torch.save([run(x) for x in torch.load({images!r})], {out!r})
-    assert not any(name.startswith("vggt_compile") for name in sys.modules)
-"""
-
-
-def bare(path: Path, images: list[torch.Tensor], tmp_path: Path) -> list[Any]:
-    """What a process gives that knows torch alone."""
-    torch.save(images, tmp_path / "images.pt")
-    code = BARE.format(path=str(path), images=str(tmp_path / "images.pt"), out=str(tmp_path / "out.pt"))
-    lines = "\n".join(line.strip() for line in code.splitlines())
-    subprocess.run(
-        [sys.executable, "-c", lines], check=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, timeout=120
-    )
-    return torch.load(tmp_path / "out.pt")
 
 
 def test_it_runs_where_this_package_is_not(made: Path, loaded: Artifact, tmp_path: Path) -> None:

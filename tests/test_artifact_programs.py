@@ -166,32 +166,40 @@ def test_the_kernel_for_hopper_is_for_graphs_that_stay_here(monkeypatch: pytest.
 # Ranges
 
 
-def test_a_run_holds_as_many_frames_as_a_dense_head_may_see() -> None:
+@pytest.mark.parametrize(("loops", "run", "passes"), [(True, 8, 1), (False, 0, 9)])
+def test_a_dense_head_sees_as_many_frames_as_it_may(
+    loops: bool, run: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "CAN_LOOP", loops)
     size = (392, 518)
     whole = Span((3, 61), (1, 1), size)
     assert whole.fits()
     assert in_runs(whole) == [whole]
     cut = in_runs(Span((3, 500), (1, 1), size))
-    assert [(span.frames, span.run) for span in cut] == [((62, 500), 8), ((3, 61), 0)]
-    assert all(span.fits() for span in (*cut, *in_runs(Span((3, 1024), (1, 20), size))))
+    assert [(span.frames, span.run, span.passes) for span in cut] == [((62, 500), run, passes), ((3, 61), 0, 1)]
+    for span in (*cut, *in_runs(Span((3, 1024), (1, 20), size))):
+        assert span.fits()
+        assert span.frames[0] >= 2 * span.passes or span.passes == 1
 
 
-def test_dense_heads_written_here_loop_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the maps of a few frames are in memory at once, not those of all, and the graph has one head, not many."""
-    monkeypatch.setattr(request, "PIXELS_AT_ONCE", 8 * 28 * 42)
+@pytest.mark.parametrize("loops", [True, False])
+def test_dense_heads_written_here_too(loops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the maps of a few frames are in memory at once, not those of all, and a loop has one head, not many."""
+    monkeypatch.setattr(request, "CAN_LOOP", loops)
+    monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * 28 * 42)
     dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8)
     model = randomized(vggt("tiny", depth=4, encoder="conv", outputs=("depth",), dpt=dpt))
-    whole = Span((3, 30), (1, 1), (28, 42))
+    whole = Span((3, 16), (1, 1), (28, 42))
     with pytest.raises(TooManyFrames):
         traced(model, whole, PLANS["dense"])
     many = in_runs(whole)[0]
-    assert (many.frames, many.run) == ((9, 30), 8)
+    assert (many.frames, many.run, many.passes) == ((7, 16), *((6, 1) if loops else (0, 3)))
     made = traced(model, many, PLANS["dense"])
     graphs = [part.graph for part in made.exported.graph_module.modules() if isinstance(part, GraphModule)]
     called = [str(node.target) for graph in graphs for node in graph.nodes]
-    assert sum("conv_transpose2d" in target for target in called) == 2
+    assert sum("conv_transpose2d" in target for target in called) == 2 * many.passes
     with torch.no_grad():
-        for frames in (9, 16, 30):
+        for frames in (7, 8, 16):
             x = images(1, frames, 3, 28, 42)
             assert worst(made.exported.module()(x), model(x)) < 1e-5
 

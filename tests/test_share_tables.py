@@ -16,7 +16,7 @@ from torch._inductor.utils import get_code
 from vggt_compile import vggt_sparse
 from vggt_compile.graph import dialect
 from vggt_compile.models import vggt
-from vggt_compile.passes.share_tables import share_tables
+from vggt_compile.passes.share_tables import _once_each, share_tables
 
 FRAME = {"layers": {"0": {"scope": "frame"}}}
 
@@ -50,6 +50,61 @@ def test_one_table_of_each_kind_for_all_layers(dialect_name: str) -> None:
     assert (found["arange"], found["tanh"]) == (2, 3)
     got = run_again(gm, x)
     assert torch.equal(got[0] if isinstance(got, tuple) else got, layers(x))
+
+
+def places(images: Tensor, *convolutions: torch.nn.Module) -> tuple[Tensor, ...]:
+    """Adds one table, repeated for all frames, to several maps, as a dense head does with its positions."""
+    outs = []
+    for before, after in zip(convolutions[::2], convolutions[1::2], strict=True):
+        table = torch.arange(48, dtype=torch.float64).reshape(2, 3, 8).cos().float() * 0.1
+        outs.append(after(before(images) + table.permute(2, 0, 1)[None].expand(images.shape[0], -1, -1, -1)))
+    return tuple(outs)
+
+
+def dense_head() -> Program:
+    sizes = ((16, 8, 1), (8, 4, 3)) * 2
+    return Program(places, *(torch.nn.Conv2d(into, out, size, padding=size // 2) for into, out, size in sizes))
+
+
+@pytest.mark.parametrize("dialect_name", DIALECTS)
+def test_a_table_repeated_for_all_frames_is_kept_once(dialect_name: str) -> None:
+    """Strides of 0 are read wrongly from memory that has every frame."""
+    made, x = dense_head(), torch.randn(2, 16, 2, 3)
+    gm = graph_of(made, x, dialect_name=dialect_name)
+    assert share_tables(gm.graph, [], editor(gm)).count == 1
+    (kept,) = (node for node in gm.graph.nodes if dialect.operation(node) == "as_strided")
+    assert dialect.value(kept).shape == (2, 3, 8)
+    for out, want in zip(run_again(gm, x), made(x), strict=True):
+        torch.testing.assert_close(out, want)
+
+
+@pytest.mark.slow
+def test_compiled_maps_have_their_table_in_place() -> None:
+    made, x = dense_head(), torch.randn(2, 6, 16).permute(0, 2, 1).reshape(2, 16, 2, 3)  # channels last
+    gm = graph_of(made, x, dialect_name="export")
+    share_tables(gm.graph, [], editor(gm))
+    gm.recompile()
+    with torch.no_grad():
+        for out, want in zip(torch.compile(gm, dynamic=False)(x), made(x), strict=True):
+            torch.testing.assert_close(out, want)
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="Inductor reads strides of 0 from memory without repeats", strict=True)
+def test_inductor_reads_a_repeated_value_by_its_strides() -> None:
+    """Once it does, `_once_each` may go."""
+
+    def add(x: Tensor, table: Tensor) -> Tensor:
+        frames = (table.cos() * 0.1).permute(2, 0, 1)[None].expand(2, -1, -1, -1)
+        return x + frames.as_strided(frames.shape, frames.stride())
+
+    x, table = torch.randn(2, 8, 2, 3).to(memory_format=torch.channels_last), torch.randn(2, 3, 8)
+    torch.testing.assert_close(torch.compile(add)(x, table), add(x, table))
+
+
+@pytest.mark.parametrize("view", [lambda x: x.expand(4, 5), lambda x: x.expand(4, 5).t(), lambda x: x[:, ::2]])
+def test_strides_with_repeats_or_gaps_are_told(view: Callable[[Tensor], Tensor]) -> None:
+    assert _once_each(torch.ones(1, 5).t())
+    assert not _once_each(view(torch.ones(1, 5)))
 
 
 def changed_between(x: Tensor) -> tuple[Tensor, ...]:

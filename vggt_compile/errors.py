@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class VggtCompileError(Exception):
@@ -56,6 +56,19 @@ class ExportFailed(VggtCompileError):
     def __init__(self, span: str, why: str) -> None:
         super().__init__(
             f"no single graph serves {span}: {why}\nAsk for fewer frame counts, a fixed batch, or another plan."
+        )
+
+
+class WrongCode(ExportFailed):
+    """A compiled graph gives other numbers than the program that it was compiled from."""
+
+    def __init__(self, span: str, wrong: Mapping[str, Mapping[str, float]]) -> None:
+        found = ", ".join(f"{name} {one['deviation']:.2g} (at most {one['bound']:.2g})" for name, one in wrong.items())
+        VggtCompileError.__init__(
+            self,
+            f"the compiled code of {span} gives other numbers than its program, relative to the norm: {found}\n"
+            "Try another torch or plan, or a range of frame counts in place of a fixed one, and please report this "
+            "with the plan. check=False (--no-check) writes the file all the same.",
         )
 
 

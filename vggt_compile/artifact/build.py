@@ -18,6 +18,7 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 from vggt_compile import recipes
 from vggt_compile.artifact.archive import CONSTANTS, ENTRY, MANIFEST, digest, digest_of_weights
 from vggt_compile.artifact.assumed import runs
+from vggt_compile.artifact.check import checked
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
@@ -41,6 +42,7 @@ def export(
     precision: str = "fp32",
     path: str | os.PathLike[str] = "model.pt2",
     strict: bool = False,
+    check: bool = True,
     inductor: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Rewrite a model by a plan, compile it for this machine, and write it to one file.
@@ -58,13 +60,15 @@ def export(
         precision: "fp32", or "autocast" for bf16 where `torch.autocast` has it, or "bf16" for the same numbers from
             weights that are kept in bf16 where autocast would round them at each call.
         strict: raise NotRewritten where a layer that the plan names is not rewritten.
+        check: run each compiled graph on a small scene, and compare with its program run without a compiler.
         inductor: settings of Inductor for this compile.
 
     Returns:
         The manifest that is in the file.
 
     Raises:
-        BadInput, PlanError, NotRewritten, and ExportFailed where one graph cannot serve a range.
+        BadInput, PlanError, NotRewritten; ExportFailed where one graph cannot serve a range; WrongCode, one of these,
+        where a compiled graph gives other numbers than its program.
     """
     chosen, device = recipes.resolve(plan), images.device
     wanted = _wanted(model, images, frames, batch, sizes)
@@ -72,7 +76,8 @@ def export(
     _check_path(Path(path))
     with tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder:
         trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
-        libraries = _libraries(wanted, trace, chosen, Path(folder), inductor or {})
+        compare = partial(checked, precision=precision, device=device) if check else None
+        libraries = _libraries(wanted, trace, compare, chosen, Path(folder), inductor or {})
         manifest = Manifest(
             **made_here(device),
             precision=precision,
@@ -106,7 +111,12 @@ def _check_path(path: Path) -> None:
 
 
 def _libraries(
-    wanted: list[Span], trace: Callable[[Span], Program], plan: Plan, folder: Path, inductor: Mapping[str, Any]
+    wanted: list[Span],
+    trace: Callable[[Span], Program],
+    compare: Callable[[Program, Library], dict[str, Any]] | None,
+    plan: Plan,
+    folder: Path,
+    inductor: Mapping[str, Any],
 ) -> list[Library]:
     """Each span traced and compiled; one that a graph, or its compile, cannot serve as a whole is done in parts."""
     done: list[Library] = []
@@ -123,7 +133,8 @@ def _libraries(
             compiled = library(made, span.name if done else FIRST, folder, done[:1], inductor)
             parts = [replace(span, frames=run) for run in runs(made.exported, span)]
         if len(parts) == 1:
-            done.append(compiled)
+            seen = compare(made, compiled) if compare else {}
+            done.append(replace(compiled, entry=replace(compiled.entry, check=seen)))
         else:
             waiting[:0] = parts
     return done

@@ -18,11 +18,17 @@ from vggt_compile.artifact.program import Program
 
 @dataclass(frozen=True)
 class Library:
-    """A compiled program: its files, and the tensors that it reads beside its input."""
+    """A compiled program: its files, and the tensors that it reads beside its input, which may be in the files."""
 
     entry: Entry
     files: list[str]
     constants: Mapping[str, Tensor]
+    holds_weights: bool
+
+    @property
+    def path(self) -> Path:
+        """Of the machine code."""
+        return Path(next(file for file in self.files if file.endswith(".so")))
 
 
 def library(made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any]) -> Library:
@@ -45,7 +51,7 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
     known = first[0].constants if first else constants
     own = tuple(sorted(key for key, tensor in constants.items() if not _same(tensor, known.get(key))))
-    return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants)
+    return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants, not first)
 
 
 def _same(tensor: Tensor, other: Tensor | None) -> bool:

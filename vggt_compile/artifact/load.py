@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from vggt_compile.artifact.archive import CONSTANTS, Archive
 from vggt_compile.artifact.manifest import Entry, Manifest
+from vggt_compile.artifact.opened import answer, give, opened
 from vggt_compile.errors import WrongImages
 
 
@@ -56,8 +56,7 @@ class Artifact:
         images = images if images.ndim == 5 else images[None]
         entry = self.entry(images)
         runner = self._runners.get(entry.name) or self._fill(entry)
-        with torch.no_grad():
-            return tree_unflatten(runner.run([images]), treespec_loads(runner.get_call_spec()[1]))
+        return answer(runner, images)
 
     def entry(self, images: Tensor) -> Entry:
         """The entry that serves images `[B, S, 3, H, W]`."""
@@ -87,11 +86,7 @@ class Artifact:
         return WrongImages(self._archive.path, problem)
 
     def _open(self, entry: Entry) -> Any:
-        """torch's own package loader does the same, but does not give away the weights that it has loaded."""
-        library = self._archive.extract(entry.name, Path(self._folder.name))
-        if self.device.type == "cpu":
-            return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(self.device), str(library.parent))
+        return opened(self._archive.extract(entry.name, Path(self._folder.name)), self.device)
 
     def _fill(self, entry: Entry) -> Any:
         """Open an entry and give it the weights of the first one, and what it has of its own."""
@@ -100,7 +95,6 @@ class Artifact:
         if entry.own_constants:
             stored = io.BytesIO(self._archive.record(CONSTANTS.format(entry.name)))
             constants |= torch.load(stored, map_location=self.device, weights_only=True)
-        names = runner.get_constant_names_to_original_fqns()
-        runner.update_constant_buffer({key: constants[name] for key, name in names.items()}, False, True, True)
+        give(runner, constants)
         self._runners[entry.name] = runner
         return runner

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,12 +27,14 @@ class Entry:
     Attributes:
         own_constants: tensors that this entry has beside those of the first one, whose weights all entries share.
         report: of the rewrite, as `Report.to_dict` gives it.
+        check: how far its outputs were from its program's after the compile, see `check`; empty if nobody looked.
     """
 
     name: str
     span: Span
     own_constants: tuple[str, ...]
     report: dict[str, Any]
+    check: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Manifest:
         if seal != _seal(json.dumps(content, sort_keys=True)):
             raise DamagedArtifact(archive.path, "is damaged: its manifest is not what was written")
         entries = tuple(
-            Entry(entry["name"], _span(entry["span"]), tuple(entry["own_constants"]), entry["report"])
+            replace(Entry(**entry), span=_span(entry["span"]), own_constants=tuple(entry["own_constants"]))
             for entry in content.pop("entries")
         )
         return cls(**content, entries=entries)
@@ -149,4 +151,4 @@ def _seal(content: str) -> str:
 
 def _span(given: dict[str, Any]) -> Span:
     frames, batch, size = (tuple(given[name]) for name in ("frames", "batch", "size"))
-    return Span(frames, batch, size, given["run"])
+    return Span(frames, batch, size, given["run"], given["passes"])

@@ -40,7 +40,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
     images = torch.zeros(batch, frames, 3, *span.size, device=device)
     with ExitStack() as stack:
         stack.enter_context(trace.prepared(model))
-        stack.enter_context(dense_heads_in_runs_of(span.run if span.fits() else TOO_MANY))
+        stack.enter_context(dense_heads_in_runs_of(span.run if span.fits() else TOO_MANY, span.passes))
         stack.enter_context(torch.no_grad())
         with nullcontext() if precision == "fp32" else _under_autocast(model, device):
             gm = _in_one_graph(_export(model, images, span))
@@ -98,14 +98,17 @@ def _attentions(gm: GraphModule) -> list[Node]:
 def _export(model: nn.Module, images: Tensor, span: Span) -> ExportedProgram:
     """Counts of frames and batches are symbols, and what holds for two of something is taken to hold for one.
 
-    The tracer may have more of a batch than was asked for: with a range of one and two it would settle for two.
+    The tracer may have more of a batch than was asked for: with a range of one and two it would settle for two. With
+    several passes their lengths depend on the frame count in ways that it cannot bound; it leaves checks in the graph.
     """
     (fewest, most), (low, high) = span.batch, span.frames
     dims: dict[int, Any] = {0: Dim("batch", min=fewest, max=most + 2)} if fewest < most else {}
     dims |= {1: Dim("frames", min=low, max=high)} if low < high else {}
     try:
         with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            return torch.export.export(model, (images,), dynamic_shapes=(dims,))
+            return torch.export.export(
+                model, (images,), dynamic_shapes=(dims,), prefer_deferred_runtime_asserts_over_guards=span.passes > 1
+            )
     except torch._dynamo.exc.UserError as error:
         raise ExportFailed(str(span), str(error)) from error
 

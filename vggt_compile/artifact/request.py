@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from vggt_compile.errors import BadInput
 from vggt_compile.families.forms import PIXELS_AT_ONCE
 
@@ -15,6 +17,8 @@ Range = tuple[int, int]
 DYNAMIC_FROM = 3
 """The published models treat one and two frames apart, so these counts have graphs of their own."""
 PRECISIONS = ("fp32", "autocast", "bf16")
+CAN_LOOP = not torch.__version__.startswith("2.11.")
+"""AOTInductor of torch 2.11 gives the graph of a loop fewer inputs than it has."""
 CHUNK = 8
 """Frames that a dense head sees at once where it loops over runs of them, as in the published models."""
 GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
@@ -24,13 +28,15 @@ GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
 class Span:
     """One graph: the frame counts, batches and image size (height, width) that it serves.
 
-    `run` is how many of its frames a dense head that cuts frames into chunks sees at once; 0 means all of them.
+    `run` is how many of its frames a dense head that cuts frames into chunks sees at once; 0 means all of them, in so
+    many `passes` of equal length.
     """
 
     frames: Range
     batch: Range
     size: tuple[int, int]
     run: int = 0
+    passes: int = 1
 
     def __str__(self) -> str:
         (low, high), (height, width) = self.frames, self.size
@@ -42,7 +48,8 @@ class Span:
     def fits(self) -> bool:
         """Whether a dense head may see as many frames at once as a trace for this span has it see."""
         height, width = self.size
-        return (self.run or self.frames[1]) * self.batch[1] * height * width <= PIXELS_AT_ONCE
+        at_once = self.run or -(-self.frames[1] // self.passes)
+        return at_once * self.batch[1] * height * width <= PIXELS_AT_ONCE
 
     @property
     def name(self) -> str:
@@ -76,11 +83,30 @@ def spans(frames: Range, batch: Range, size: tuple[int, int]) -> list[Span]:
 def in_runs(span: Span) -> list[Span]:
     """A graph for as many frames as a dense head may see at once, and one that loops over runs of them."""
     low, high = span.frames
-    height, width = span.size
-    cut = max(1, PIXELS_AT_ONCE // (height * width * span.batch[1]))
+    cut = _at_once(span)
+    if not CAN_LOOP:
+        return _in_passes(span)
     few = [] if low > cut else [replace(span, frames=(low, min(cut, high)))]
     many = [] if high <= cut else [replace(span, frames=(max(low, cut + 1), high), run=min(CHUNK, cut))]
     return [*many, *few]
+
+
+def _in_passes(span: Span) -> list[Span]:
+    """Without loops: more frames are more passes, each of which is a part of the graph."""
+    low, high = span.frames
+    cut = max(2, _at_once(span))
+    cuts = []
+    while low <= high:
+        passes = 1 if high <= cut else -(-high // cut)
+        first = low if passes == 1 else max(low, min(cut + 1, high), 2 * passes)
+        cuts.append(replace(span, frames=(first, high), passes=passes))
+        high = first - 1
+    return cuts
+
+
+def _at_once(span: Span) -> int:
+    height, width = span.size
+    return max(1, PIXELS_AT_ONCE // (height * width * span.batch[1]))
 
 
 def _one_and_more(batch: Range) -> list[Range]:

@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--strict", action="store_true", help="fail if a layer that the plan names stays dense")
+    parser.add_argument("--no-check", action="store_true", help="do not compare compiled code with its program")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         path=args.out,
         strict=args.strict,
+        check=not args.no_check,
     )
     show(args.out, made, args.json, {"seconds": round(time.perf_counter() - start, 1)})
     return 0

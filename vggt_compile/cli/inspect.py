@@ -47,5 +47,8 @@ def show(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) ->
         done = sum(bool(row["axes"]) for row in rows)
         left = f"{entry.report['attention_left']:.1%} of the attention FLOPs left"
         print(f"  {entry.name}: {entry.span}, {batch}; {done} of {len(rows)} attentions rewritten, {left}")
+        if entry.check:
+            worst = max(one["deviation"] for one in entry.check["outputs"].values())
+            print(f"    compared with its program for {entry.check['frames']} frames: outputs at most {worst:.2g} off")
     for name, value in more.items():
         print(f"{name}: {value}")

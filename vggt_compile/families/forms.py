@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_compile.families.frame_loop import over_frames
+from vggt_compile.families.frame_loop import in_passes, over_frames
 
 FEW_FRAMES = 24
 PIXELS_AT_ONCE = 61 * 392 * 518
@@ -19,6 +19,8 @@ ALL_AT_ONCE, TOO_MANY = 0, -1
 """Of a run's length: not cut at all, and still to be set."""
 _length: int | None = None
 """Of the runs of a dense head, as an export sets it; None in a compile, which decides by the number of frames."""
+_passes: int = 1
+"""How often a head runs in a graph that may not loop."""
 
 Run = Callable[[Callable[[Tensor], Tensor]], Any]
 """A head over some frames: of a function that takes them out of a tensor [B, F, …], gives tensors [B, frames, …]."""
@@ -29,14 +31,17 @@ class TooManyFrames(Exception):
 
 
 @contextlib.contextmanager
-def dense_heads_in_runs_of(frames: int) -> Iterator[None]:
-    """Traces inside the block have dense heads see so many frames at once, ALL_AT_ONCE, or end if they are TOO_MANY."""
-    global _length
-    before, _length = _length, frames
+def dense_heads_in_runs_of(frames: int, passes: int = 1) -> Iterator[None]:
+    """Traces inside the block have dense heads see so many frames at once, ALL_AT_ONCE, or end if they are TOO_MANY.
+
+    Where they see all, they may do so in several `passes` of equal length, one after the other in the graph.
+    """
+    global _length, _passes
+    before, (_length, _passes) = (_length, _passes), (frames, passes)
     try:
         yield
     finally:
-        _length = before
+        _length, _passes = before
 
 
 def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -139,9 +144,11 @@ def _at_once(frames: int) -> bool:
     """Whether a head sees all frames at once. TooManyFrames where an export has yet to say so."""
     if _length == TOO_MANY:
         raise TooManyFrames
-    return frames < FEW_FRAMES if _length is None else _length == ALL_AT_ONCE
+    return frames < FEW_FRAMES if _length is None else _length == ALL_AT_ONCE and _passes == 1
 
 
 def _looped(run: Run, frames: int, chunk: int, device: torch.device) -> Any:
+    if _passes > 1:
+        return in_passes(run, frames, _passes)
     length = min(chunk, _length or chunk)
     return over_frames(lambda rows: run(lambda x: x.index_select(1, rows)), frames, length, device)

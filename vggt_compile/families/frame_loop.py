@@ -6,6 +6,7 @@ results, so nothing is copied, and memory beyond the results is that of one run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,3 +35,16 @@ def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: 
     firsts = length * torch.arange((frames + length - 1) // length, device=device)
     _, parts = scan(turn, torch.zeros((), device=device), firsts)
     return tree_map(lambda part: part.transpose(0, 1).flatten(1, 2)[:, :frames], parts)
+
+
+def in_passes(run: Callable[[Callable[[Tensor], Tensor]], Any], frames: int, passes: int) -> Any:
+    """The same without a loop, for code that may hold none: `run` is called so many times, for frames in equal parts.
+
+    Args:
+        run: of a function that takes its frames out of a tensor [B, F, …].
+    """
+    cuts = [index * frames // passes for index in range(passes + 1)]
+    # Numbers to split by: torch 2.11 cannot tell how long a slice between two quotients is.
+    lengths = [after - before for before, after in itertools.pairwise(cuts)]
+    parts = [run(lambda x, at=index: x.split(lengths, 1)[at]) for index in range(passes)]  # type: ignore[misc]
+    return tree_map(lambda *same: torch.cat(same, 1), *parts)
