@@ -121,11 +121,13 @@ def flattened_head_in_runs(
 def own_head_in_runs(
     predict: Callable[..., Tensor], layers: Any, size: tuple[int, int], special: int, chunk: int | None
 ) -> Tensor:
-    """The same for the dense head written here.
+    """The same for the dense head written here; all frames at once where somebody else than `export` exports it.
 
     Args:
         layers: tokens of some layers, each [B, F, P, C].
     """
+    if _length is None and torch.compiler.is_exporting():
+        return predict(layers, size, special)  # to compare the number of frames would cut the range that is asked for
 
     def run(at: Callable[[Tensor], Tensor]) -> Tensor:
         return predict([at(tokens) for tokens in layers], size, special)
