@@ -71,7 +71,7 @@ def test_several_sizes_are_entries_of_one_file(tmp_path: Path) -> None:
     model, grids = build(SPEC), [(2, 3), (3, 2)]
     sizes = [(2 * rows, 2 * columns) for rows, columns in grids]
     path = tmp_path / "model.pt2"
-    made = vggt_compile.export(model, scene(frames=4), plan=FRAME, frames=4, sizes=sizes, path=path)
+    made = vggt_compile.export(model, scene(frames=4), plan=FRAME, frames=4, sizes=sizes, path=path, check=False)
     assert [entry.span.size for entry in made.entries] == sizes
     assert all(set(entry.own_constants).isdisjoint(model.state_dict()) for entry in made.entries[1:])
     run = vggt_compile.load(path)

@@ -82,7 +82,9 @@ def test_merged_tokens_and_chosen_blocks_in_one_file(tmp_path: Path) -> None:
     """At more frames than the example had there are more blocks, at fewer there are fewer."""
     model, path = build(replace(SPEC, pairs=2)), tmp_path / "model.pt2"
     plan = {"layers": {"0": MERGED, "1": BLOCKS}}
-    made = vggt_compile.export(model, scene(), plan=plan, frames=(3, 64), batch=(1, 2), path=path, strict=True)
+    made = vggt_compile.export(
+        model, scene(), plan=plan, frames=(3, 64), batch=(1, 2), path=path, strict=True, check=False
+    )
     assert [entry.span.frames for entry in made.entries] == [(3, 64)]
     run = vggt_compile.load(path)
     compiled = torch.compile(model, backend=vggt_sparse_eager, options={"plan": plan}, dynamic=False)
