@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,12 @@ def test_a_manifest_of_a_later_format_is_not_guessed_at(made: Path, monkeypatch:
     monkeypatch.setattr(manifests, "FORMAT", 0)
     with pytest.raises(errors.NotAnArtifact, match="newer than this"):
         vggt_compile.load(made)
+
+
+def test_a_manifest_from_before_heads_looped_is_read() -> None:
+    span = Span((62, 500), (1, 1), (392, 518), passes=9)
+    before = {name: part for name, part in asdict(span).items() if name != "run"}
+    assert manifests._span(before) == manifests._span(asdict(span)) == span
 
 
 def test_code_for_fewer_vector_instructions_runs_where_there_are_more() -> None:

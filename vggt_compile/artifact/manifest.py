@@ -151,4 +151,4 @@ def _seal(content: str) -> str:
 
 def _span(given: dict[str, Any]) -> Span:
     frames, batch, size = (tuple(given[name]) for name in ("frames", "batch", "size"))
-    return Span(frames, batch, size, given["run"], given["passes"])
+    return Span(frames, batch, size, given.get("run", 0), given["passes"])  # files from before loops have passes alone

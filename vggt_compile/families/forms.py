@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_compile.families.frame_loop import in_passes, over_frames
+from vggt_compile.families.frame_loop import Run, in_passes, over_frames
 
 FEW_FRAMES = 24
 PIXELS_AT_ONCE = 61 * 392 * 518
@@ -21,9 +21,6 @@ _length: int | None = None
 """Of the runs of a dense head, as an export sets it; None in a compile, which decides by the number of frames."""
 _passes: int = 1
 """How often a head runs in a graph that may not loop."""
-
-Run = Callable[[Callable[[Tensor], Tensor]], Any]
-"""A head over some frames: of a function that takes them out of a tensor [B, F, …], gives tensors [B, frames, …]."""
 
 
 class TooManyFrames(Exception):

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_map
 
+Run = Callable[[Callable[[Tensor], Tensor]], Any]
+"""A head over some frames: of a function that takes them out of a tensor [B, F, …], gives tensors [B, frames, …]."""
+
 
 def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: torch.device) -> Any:
     """What `run` gives for all frames, made of `length` frames at a time.
@@ -37,14 +40,14 @@ def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: 
     return tree_map(lambda part: part.transpose(0, 1).flatten(1, 2)[:, :frames], parts)
 
 
-def in_passes(run: Callable[[Callable[[Tensor], Tensor]], Any], frames: int, passes: int) -> Any:
-    """The same without a loop, for code that may hold none: `run` is called so many times, for frames in equal parts.
-
-    Args:
-        run: of a function that takes its frames out of a tensor [B, F, …].
-    """
+def in_passes(run: Run, frames: int, passes: int) -> Any:
+    """The same without a loop, for code that may hold none: so many calls of `run`, for frames in equal parts."""
     cuts = [index * frames // passes for index in range(passes + 1)]
     # Numbers to split by: torch 2.11 cannot tell how long a slice between two quotients is.
     lengths = [after - before for before, after in itertools.pairwise(cuts)]
-    parts = [run(lambda x, at=index: x.split(lengths, 1)[at]) for index in range(passes)]  # type: ignore[misc]
+
+    def part(index: int) -> Any:
+        return run(lambda x: x.split(lengths, 1)[index])
+
+    parts = map(part, range(passes))
     return tree_map(lambda *same: torch.cat(same, 1), *parts)
