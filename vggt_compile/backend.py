@@ -18,6 +18,7 @@ from vggt_compile import breaks, caches, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
 from vggt_compile.graph.outline import outline_blocks
+from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.graph.schemas import asked_once
 from vggt_compile.graph.turns import numbered_turns
 from vggt_compile.handouts import Receiver, handing_out
@@ -91,7 +92,7 @@ def vggt_sparse(
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
         report = reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
-    with caches.told(), numbered_turns(), asked_once():
+    with caches.told(), numbered_turns(), asked_once(), scalar_beside_a_gpu(example_inputs):
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
         return handing_out(compiled, _receivers(report))
 

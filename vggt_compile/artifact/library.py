@@ -14,6 +14,7 @@ from vggt_compile import caches
 from vggt_compile.artifact import convolutions
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
+from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     exported = made.exported
     assert exported.example_inputs is not None
     args, kwargs = exported.example_inputs
-    with caches.told(), convolutions.of_any_number():
+    with caches.told(), convolutions.of_any_number(), scalar_beside_a_gpu(args):
         found = torch._inductor.aot_compile(exported.module(check_guards=False), args, kwargs, options=settings)
     assert isinstance(found, list)
     files = [file for file in found if isinstance(file, str) and file]
