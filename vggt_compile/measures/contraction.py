@@ -27,7 +27,7 @@ def contraction(q: Tensor, k: Tensor, x: Tensor, scale: float | None, *, rows: R
     before, centre = spread(x), middle(x).to(wide)
     found = []
     for item, (queries, keys) in enumerate(zip(q, k, strict=True)):
-        mix = _mixer((x[item] - centre[item]).to(inner))  # A(X − mean) = AX − mean
+        mix = _mixer(x[item], centre[item], inner)
 
         def of_head(q: Tensor, k: Tensor, mix: Mixer = mix, whole: Tensor = before[item]) -> Tensor:
             return quantities(_from_rows(mix(weights(q[places], k, scale)).double(), tokens, whole))
@@ -44,12 +44,13 @@ def mixing(q: Tensor, v: Tensor, out: Tensor) -> Tensor:
     return quantities(exact(0.5 * (before.log() - after.log())))
 
 
-def _mixer(x: Tensor) -> Mixer:
-    """Rows of A → AX. On a GPU products in fp32 are slow, and what split ones leave out is far below D̂'s error."""
-    if x.is_cuda and x.dtype == torch.float32:
-        parts = split(x)
+def _mixer(x: Tensor, centre: Tensor, dtype: torch.dtype) -> Mixer:
+    """Rows of A → A(X − centre), which is AX − centre. On a GPU fp32 is slow, and split it is far within D̂'s error."""
+    if x.is_cuda and dtype == torch.float32:
+        parts = split(x, centre)
         return lambda rows: product(rows, parts)
-    return lambda rows: rows @ x
+    centred = (x - centre).to(dtype)
+    return lambda rows: rows @ centred
 
 
 def _from_rows(rows: Tensor, count: int, before: Tensor) -> Tensor:
