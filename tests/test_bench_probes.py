@@ -46,6 +46,15 @@ def test_operands_are_those_of_the_attentions_that_the_model_has(name: str, laye
     assert {name for entry in registry.measures() for name in entry.reads} <= set(given)
 
 
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_benchmark_has_operands_for_every_measure(name: str) -> None:
+    given = TRUNKS[name].operands(1, "cpu", torch.bfloat16)
+    for entry in registry.measures():
+        found = entry.operator(*(given[name] for name in entry.reads))
+        assert found.shape[1] == (16 if "q" in entry.reads else 1)
+        assert found[..., 0].isfinite().all() or entry.name == "mass"
+
+
 def row(frames: int, probes: int = 0, **more: Any) -> dict[str, Any]:
     return {"frames": frames, "probes": probes, "seconds": frames / 10, "peak_gib": GIB[frames]} | more
 
@@ -65,6 +74,23 @@ def test_a_page_compares_with_the_same_number_of_frames() -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page(record(models=rows)).splitlines()]
     assert ["300", "15 measures", "75.00", "2.50", "16.0"] in cells
     assert ["200", "15 measures", "out of memory", "", ""] in cells
+
+
+def test_a_page_has_times_dense_and_each_measure() -> None:
+    record = {
+        "machine": {"gpu": "one"},
+        "compiled": False,
+        "models": [
+            {"frames": 100, "probes": 0, "seconds": 4.0, "peak_gib": 9.0},
+            {"frames": 100, "probes": 13, "seconds": 6.0, "peak_gib": 9.5},
+            {"frames": 300, "probes": 13, "out_of_memory": True},
+        ],
+        "measures": [{"frames": 100, "measure": "cosine", "ms": 2.0, "peak_gib": 0.1}],
+    }
+    text = page(record)
+    assert "| 1.50" in text
+    assert "out of memory" in text
+    assert "2.0 ms, 0.10 GiB" in text
 
 
 def test_a_page_tells_what_ran_from_what_the_line_says() -> None:
