@@ -20,6 +20,7 @@ from vggt_compile.measures.contraction import contraction, mixing
 from vggt_compile.measures.sample import drawn, mean
 from vggt_compile.measures.spectrum import effective_rank, spectrum, token_spectrum
 from vggt_compile.measures.tokens import cosine, length, redundancy, residual, step
+from vggt_compile.ops.select_blocks import select_blocks
 
 SHARP = 200.0
 """A logit beside zeros that takes all attention, to the last bit of fp64."""
@@ -191,6 +192,18 @@ def test_means_that_tell_nothing_miss_what_the_best_blocks_hold() -> None:
     assert predicted in (0, pytest.approx(1))  # the first blocks, whatever lies in them
     given = operands(SHARP * keys[-2:-1].expand(64, -1), keys)
     assert values(recall(*given, 1, 0, keep=1 / 4, rows=10_000, q_block=16, k_block=2)) == pytest.approx([0, 1])
+
+
+def test_drawn_blocks_are_predicted_as_each_by_itself() -> None:
+    """Also where the last block is short."""
+    q, k = (noise(1, 1, 45, 4, seed=i).float() for i in range(2))  # blocks of 8, and one of 5
+    matrix, own = (q @ k.mT * 0.5).softmax(-1)[0, 0], []
+    for block in torch.arange(45).split(8):
+        held = torch.stack([part.sum(-1).mean() for part in matrix[block].split(4, -1)])
+        index, _ = select_blocks(q[:, :, block], k, 0.25, q_block=8, k_block=4)
+        own.append(torch.stack((held[index.flatten()].sum(), held.topk(3).values.sum())))
+    want = torch.stack(own).mean(0).tolist()
+    assert values(recall(q, k, None, 1, 0, rows=10_000, q_block=8, k_block=4)) == pytest.approx(want, rel=1e-5)
 
 
 # Tokens that are known

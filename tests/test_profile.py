@@ -1,4 +1,4 @@
-"""Profiles of collapse: scenes and their spread, what plans change, the picture, the command, the benchmark's page."""
+"""Profiles of collapse: scenes and their spread, what plans change, the picture, the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from vggt_compile.analysis import profile_picture
 from vggt_compile.analysis.changes import change, changes
 from vggt_compile.analysis.predict import predict
 from vggt_compile.analysis.profile import Point, Profile, profile
-from vggt_compile.bench import probes as bench
 from vggt_compile.errors import BadInput
 
 SPEC = Spec(head_dim=16)
@@ -207,28 +206,3 @@ def test_models_and_folders_that_cannot_be_analyzed(
 
 
 # The benchmark, as far as it runs without a GPU
-
-
-def test_the_benchmark_has_operands_for_every_measure() -> None:
-    given = bench.operands(1, "cpu", torch.bfloat16)
-    for entry in registry.measures():
-        found = entry.operator(*(given[name] for name in entry.reads))
-        assert found.shape[1] == (16 if "q" in entry.reads else 1)
-        assert found[..., 0].isfinite().all() or entry.name == "mass"
-
-
-def test_the_page_of_the_benchmark() -> None:
-    record = {
-        "machine": {"gpu": "one"},
-        "compiled": False,
-        "models": [
-            {"frames": 100, "probes": 0, "seconds": 4.0, "peak_gib": 9.0},
-            {"frames": 100, "probes": 13, "seconds": 6.0, "peak_gib": 9.5},
-            {"frames": 300, "probes": 13, "out_of_memory": True},
-        ],
-        "measures": [{"frames": 100, "measure": "cosine", "ms": 2.0, "peak_gib": 0.1}],
-    }
-    page = bench.page(record)
-    assert "| 1.50" in page
-    assert "out of memory" in page
-    assert "2.0 ms, 0.10 GiB" in page

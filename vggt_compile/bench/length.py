@@ -59,3 +59,13 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     ]
     headers = ("variant", "peak GiB of n frames", "off by", *(f"{name} GB" for name in CARDS))
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True) if cells else ""
+
+
+def section(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """How many frames fit on which card, for a page; nothing where too few counts were measured."""
+    found = table(rows)
+    about = (
+        "A line through the measured peaks, and the frames at which it reaches what a card has, less "
+        f"{RESERVE:g} GiB.\nUp to the largest count above it is measured; beyond it is this model."
+    )
+    return ["\n## How many frames fit\n", about, "", found] if found else []

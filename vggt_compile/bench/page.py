@@ -34,7 +34,7 @@ def page(record: dict[str, Any]) -> str:
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
             *parts_section(record),
-            *length_section(rows["warm"]),
+            *length.section(rows["warm"]),
             "\n## First call: tracing, compiling, running\n",
             "Cold: all caches empty, the variants compile side by side. Warm, where there are such rows: a new process",
             "on the caches of the first, which reads code from disk. Rows of a variant are in the order of the calls",
@@ -93,16 +93,6 @@ def parts_section(record: dict[str, Any]) -> list[str]:
         tabulate(table, ("frames", "variant", *PARTS), tablefmt="github", disable_numparse=True),
         f"\n![Seconds by part]({record['name']}-parts.png)",
     ]
-
-
-def length_section(rows: list[dict[str, Any]]) -> list[str]:
-    """How many frames fit on which card; nothing where too few counts were measured."""
-    found = length.table(rows)
-    about = (
-        "A line through the measured peaks, and the frames at which it reaches what a card has, less "
-        f"{length.RESERVE:g} GiB.\nUp to the largest count above it is measured; beyond it is this model."
-    )
-    return ["\n## How many frames fit\n", about, "", found] if found else []
 
 
 def compile_table(rows: dict[str, list[dict[str, Any]]]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vggt_compile.measures.operator import measure
 from vggt_compile.measures.sample import Rows, drawn, each_head, exact, mean, quantities, weights
+from vggt_compile.measures.tokens import middle, summed
 
 
 @measure("logits", "logit_scale")
@@ -22,11 +23,17 @@ def logits(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     it does not for the softmax.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    tokens = q.shape[-2]
-    q, k = q.double(), k.double()
-    centred = k - k.mean(-2, keepdim=True)
-    squares = (q.mT @ q / tokens) * (centred.mT @ centred / tokens)
-    return quantities(exact(scale * squares.sum((-2, -1)).clamp(min=0).sqrt()))
+    heads, tokens = q.shape[:2], q.shape[-2]
+    q, k = q.flatten(0, 1), k.flatten(0, 1)
+    centre = middle(k)
+    queries = summed(_squares, q) / tokens
+    keys = summed(lambda part: _squares(part - centre), k) / tokens
+    found = (queries * keys).sum((-2, -1)).unflatten(0, heads)
+    return quantities(exact(scale * found.clamp(min=0).sqrt()))
+
+
+def _squares(x: Tensor) -> Tensor:
+    return x.mT @ x
 
 
 @measure("entropy", "entropy")
@@ -67,21 +74,26 @@ def mass(
     """
     per_frame = q.shape[-2] // frames
     tokens = torch.arange(frames * per_frame, device=q.device)
-    is_special, frame = tokens % per_frame < special, tokens // per_frame
+    is_special = tokens % per_frame < special
     groups = (tokens[is_special], tokens[~is_special])
     places = [group[drawn(len(group), rows, seed, q.device)] if len(group) else group for group in groups]
 
+    def by_frame(q: Tensor, k: Tensor) -> Tensor:
+        """[2, S, F]: what the special keys and the patches of each frame get."""
+        found = weights(q, k, scale).unflatten(-1, (frames, per_frame))
+        return torch.stack((found[..., :special].sum(-1), found[..., special:].sum(-1)))
+
     def away(found: Tensor, group: Tensor, whole: Tensor) -> Tensor:
         """What a group contributes to the share that goes to other frames, with its error."""
-        shares = (found * (frame != frame[group, None])).sum(-1)
+        shares = found.sum(0).scatter(1, group[:, None] // per_frame, 0.0).sum(-1)
         return mean(shares, len(whole)) * (len(whole) / len(tokens))
 
     def of_head(q: Tensor, k: Tensor) -> Tensor:
-        found = [weights(q[group], k, scale) for group in places]
+        found = [by_frame(q[group], k) for group in places]
         parts = torch.stack([away(*one) for one in zip(found, places, groups, strict=True) if len(one[1])])
         return quantities(
-            mean(found[0][:, ~is_special].sum(-1), len(groups[0])),
-            mean(found[1][:, is_special].sum(-1), len(groups[1])),
+            mean(found[0][1].sum(-1), len(groups[0])),
+            mean(found[1][0].sum(-1), len(groups[1])),
             torch.stack((parts[:, 0].sum(), parts[:, 1].norm())),
         )
 

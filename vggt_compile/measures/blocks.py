@@ -67,13 +67,12 @@ def recall(
 
     def of_head(q: Tensor, k: Tensor) -> Tensor:
         held = block_mass(q, k, patches, chosen, scale, k_block)
-        total, keys = held.sum(-1), k[None, None, patches]
-        predicted, best = [], []
-        for row, block in zip(held, chosen, strict=True):
-            index, _ = select_blocks(q[None, None, block], keys, keep, q_block=q_block, k_block=k_block, scale=scale)
-            predicted.append(row[index.flatten().long()].sum())
-            best.append(row.topk(index.numel()).values.sum())
-        shares = (torch.stack(found) / total for found in (predicted, best))
+        # Only the last drawn block may be short, so the operator cuts them all as they were cut.
+        drawn_q, keys = q[None, None, torch.cat(chosen)], k[None, None, patches]
+        index, _ = select_blocks(drawn_q, keys, keep, q_block=q_block, k_block=k_block, scale=scale)
+        predicted = held.gather(-1, index[0, 0].long()).sum(-1)
+        best = held.topk(index.shape[-1]).values.sum(-1)
+        shares = (found / held.sum(-1) for found in (predicted, best))
         return quantities(*(mean(share, cdiv(len(patches), q_block)) for share in shares))
 
     return each_head(of_head, q, k)

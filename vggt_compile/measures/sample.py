@@ -57,4 +57,5 @@ def each_head(measure: Callable[[Tensor, Tensor], Tensor], q: Tensor, k: Tensor)
 
 def weights(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     """Rows [S, N] of the attention matrix softmax(scale · q kᵀ) of queries [S, D] and keys [N, D]."""
-    return (q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return (q * scale @ k.mT).softmax(-1)  # scaling the product would be one more pass over [S, N]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vggt_compile.measures.operator import measure
 from vggt_compile.measures.sample import Rows, drawn, each_head, exact, quantities, weights
+from vggt_compile.measures.tokens import middle
 from vggt_compile.ops.sizes import pieces
 
 
@@ -25,16 +26,13 @@ def spectrum(q: Tensor, k: Tensor, scale: float | None, *, rows: Rows = 256, see
     tokens = q.shape[-2]
     places = drawn(tokens, rows, seed, q.device)
 
-    def of_head(q: Tensor, k: Tensor) -> Tensor:
-        gram = products(weights(q[places], k, scale))
-        value = shape(gram)
-        if len(places) == tokens:
-            return exact(value)
-        halves = torch.stack([shape(gram[half::2, half::2]) for half in range(2)])
-        change = (value - halves.mean(0)) / (2**0.5 - 1)
-        return torch.stack((value, torch.hypot(change, (halves[0] - halves[1]) / 2)), -1)
-
-    return each_head(of_head, q, k)
+    gram = each_head(lambda q, k: products(weights(q[places], k, scale)), q, k)
+    value = shape(gram)
+    if len(places) == tokens:
+        return exact(value)
+    even, odd = (shape(gram[..., half::2, half::2]) for half in range(2))
+    change = (value - (even + odd) / 2) / (2**0.5 - 1)
+    return torch.stack((value, torch.hypot(change, (even - odd) / 2)), -1)
 
 
 @measure("token_spectrum", "token_effective_rank", "token_stable_rank", "token_sigma_ratio", "token_top_share")
@@ -43,7 +41,8 @@ def token_spectrum(x: Tensor) -> Tensor:
 
     J = I − 11ᵀ/N; exact.
     """
-    squares = eigenvalues(torch.stack([products(item.mT, item.mean(0, dtype=torch.float64)) for item in x]))
+    means = middle(x).squeeze(1)
+    squares = eigenvalues(torch.stack([products(item.mT, mean) for item, mean in zip(x, means, strict=True)]))
     total = squares.sum(-1)
     found = (
         effective_rank(squares.sqrt()),
@@ -71,9 +70,10 @@ def eigenvalues(gram: Tensor) -> Tensor:
 
 
 def shape(gram: Tensor) -> Tensor:
-    """[3]: effective rank, stable rank and σ2/σ1 of rows, from their products."""
-    squares = eigenvalues(gram)
-    return torch.stack((effective_rank(squares.sqrt()), gram.trace() / squares[0], (squares[1] / squares[0]).sqrt()))
+    """[..., S, S] → [..., 3]: effective rank, stable rank and σ2/σ1 of rows, from their products."""
+    squares, total = eigenvalues(gram), gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    largest, second = squares[..., 0], squares[..., 1]
+    return torch.stack((effective_rank(squares.sqrt()), total / largest, (second / largest).sqrt()), -1)
 
 
 def effective_rank(sigma: Tensor) -> Tensor:

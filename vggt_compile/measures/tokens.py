@@ -42,8 +42,9 @@ def step(x: Tensor, update: Tensor) -> Tensor:
     D̂res = −½ log((‖JX'‖² / ‖X'‖²) / (‖JX‖² / ‖X‖²)) of X' = X + update: above 0 where tokens come together. It is that
     of the attention alone; layers in between are not in it.
     """
-    before, after = spread(x) / size(x), spread(x, update) / size(x, update)
-    ratio = (size(update) / size(x)).sqrt()
+    whole = size(x)
+    before, after = spread(x) / whole, spread(x, update) / size(x, update)
+    ratio = (size(update) / whole).sqrt()
     return quantities(exact(ratio), exact(0.5 * (before.log() - after.log()))).unsqueeze(1)
 
 
@@ -70,8 +71,13 @@ def _nearest(unit: Tensor, places: Tensor) -> Tensor:
 
 def spread(*terms: Tensor) -> Tensor:
     """‖JX‖² of X = the sum of some [B, N, C], [B] in fp64."""
-    mean = summed(lambda *parts: sum(parts).sum(1, keepdim=True), *terms) / terms[0].shape[1]
-    return summed(lambda *parts: (sum(parts) - mean).square().sum((1, 2)), *terms)
+    centre = middle(*terms)
+    return summed(lambda *parts: (sum(parts) - centre).square().sum((1, 2)), *terms)
+
+
+def middle(*terms: Tensor) -> Tensor:
+    """The mean token of X = the sum of some [B, N, C], [B, 1, C] in fp64. `mean(dtype=…)` would copy all of X."""
+    return summed(lambda *parts: sum(parts).sum(1, keepdim=True), *terms) / terms[0].shape[1]
 
 
 def size(*terms: Tensor) -> Tensor:
