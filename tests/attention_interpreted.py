@@ -14,6 +14,7 @@ from attention_cases import Case, eager, operands, wanted
 from numerics import assert_as_accurate
 
 from vggt_compile.ops.attention_kernel import launch
+from vggt_compile.ops.longest_key_kernel import longest_key
 from vggt_compile.ops.operands import Operands
 from vggt_compile.ops.tiles import Tile
 
@@ -55,7 +56,20 @@ def wrong(x: Operands, tile: Tile) -> str:
     return ""
 
 
+LONGEST = {"one key": (1, 1, 1, 32), "many runs": (2, 3, 2100, 32), "a width of 80": (1, 2, 65, 80)}
+
+
+def wrong_length(shape: tuple[int, int, int, int]) -> str:
+    """What bounds the logits of the kernel for Hopper, of keys that lie as in a fused projection."""
+    batch, heads, tokens, width = shape
+    k = torch.randn(batch, tokens, 3, heads, width).permute(2, 0, 3, 1, 4)[1]
+    got, want = longest_key(k), k.double().square().sum(-1).amax(-1)
+    return "" if torch.allclose(got.double(), want, rtol=1e-5, atol=0) else f"{got} is not {want}"
+
+
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     for name, (case, tile) in CASES.items():
         print(json.dumps([name, wrong(operands(case), tile)]), flush=True)
+    for name, shape in LONGEST.items():
+        print(json.dumps([name, wrong_length(shape)]), flush=True)

@@ -58,6 +58,28 @@ def test_on_a_gpu_it_is_the_operator(name: str) -> None:
     assert_as_accurate(attention(*vars(mine).values()).cpu(), eager(x), wanted(x))
 
 
+FIRST = 128  # the keys of a tile, after which the maximum stays where keys are short enough
+LENGTHS: dict[str, Any] = {
+    "short": lambda q, k: (q, k),
+    "growing": lambda q, k: (q, torch.cat([k[:, :, :FIRST] / 8, k[:, :, FIRST:] * 3], 2)),
+    "one long key": lambda q, k: (q, torch.cat([k[:, :, :-1], k[:, :, -1:] * 40], 2)),
+    "one long query": lambda q, k: (torch.cat([q[:, :, :200], q[:, :, 200:201] * 60, q[:, :, 201:]], 2), k),
+    "beyond every range": lambda q, k: (q * 300, k * 30),
+    "all alike": lambda q, k: (torch.ones_like(q), torch.ones_like(k)),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_it_is_the_operator_however_long_queries_and_keys_are(lengths: str, dtype: torch.dtype) -> None:
+    """Beside the case where no maximum can be passed by much, those where it must run, for all rows or for one."""
+    x = operands(replace(BF16, queries=500, patches=1500, dtype=dtype, own=True, density=0.7))
+    q, k = LENGTHS[lengths](x.q, x.k)
+    x = replace(x, q=q, k=k)
+    assert_as_accurate(attention(*vars(on_gpu(x)).values()).cpu(), eager(x), wanted(x))
+
+
 @pytest.mark.gpu
 def test_it_is_the_same_every_time() -> None:
     x = on_gpu(operands(replace(BF16, queries=5000, patches=7000, heads=4)))
@@ -135,7 +157,7 @@ def compiled(x: Operands) -> Any:
 
     from vggt_compile.ops.attention_hopper_kernel import _arguments, attention_hopper
 
-    given = _arguments(x) | {"out": x.q}
+    given = _arguments(x) | {"out": x.q, "longest": torch.empty(1)}
     signature = {name: _type(name, given[name]) for name in attention_hopper.arg_names}
     names = attention_hopper.arg_names
     constants = {(names.index(name),): given[name] for name in names if signature[name] == "constexpr"}
@@ -145,7 +167,7 @@ def compiled(x: Operands) -> Any:
 
 
 def _type(name: str, value: Any) -> str:
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.bool: "i1"}
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.bool: "i1"}
     if name.isupper():
         return "constexpr"
     if hasattr(value, "block_shape"):

@@ -46,6 +46,11 @@ def test_interpreted_it_is_the_operator(name: str, interpreted: dict[str, str]) 
     assert not interpreted[name], interpreted[name]
 
 
+@pytest.mark.parametrize("name", attention_interpreted.LONGEST)
+def test_interpreted_the_longest_key_of_each_head_is_found(name: str, interpreted: dict[str, str]) -> None:
+    assert not interpreted[name], interpreted[name]
+
+
 def compiled(x: Operands, tile: Tile, target: int, floats: str = "fp32") -> Any:
     """The kernel for a compute capability, from the very arguments with which it would be launched."""
     from triton.backends.compiler import GPUTarget

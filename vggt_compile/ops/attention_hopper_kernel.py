@@ -29,6 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from vggt_compile.ops.longest_key_kernel import longest_key
 from vggt_compile.ops.operands import Operands
 from vggt_compile.ops.tiles import longest_first
 
@@ -36,6 +37,11 @@ from vggt_compile.ops.tiles import longest_first
 # never meet another -inf in a difference.
 LOG2E = 1.4426950408889634
 FLOOR = gl.constexpr(-3.0e38)
+
+# How far, in powers of two, weights may exceed one where the maximum is fixed: in bfloat16 up to the square root of its
+# range, so that sums over all keys stay in it too, in float16 up to its end.
+BFLOAT16_ROOM = gl.constexpr(64.0)
+FLOAT16_ROOM = gl.constexpr(14.0)
 
 # What Triton 3.6 has under other names than 3.9.
 IS_PUBLIC = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
@@ -135,12 +141,32 @@ def _as_tiles(ring, shape: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def _softmax(s, peak, scale):
-    """Weights of logits [64, N] against the new maximum, their sums, that maximum, and what older sums shrink by."""
+def _softmax(s, peak, scale, FIXED: gl.constexpr):
+    """Weights of logits [64, N] against a maximum, their partial sums [64, 8], that maximum, what older sums shrink by.
+
+    Sums stay in eight parts until the end, as they lie in the threads: no thread asks another one. Where the maximum is
+    fixed, it is that of the first tile, nothing shrinks, and a third of the instructions of a tile is saved.
+    """
     # The scale waits for the exponent, where it is part of a multiply-add that is there anyway.
-    highest = gl.maximum(peak, gl.max(s, 1) * scale)
+    highest = peak if FIXED else gl.maximum(peak, gl.max(s, 1) * scale)
     p = gl.exp2(s * scale - highest[:, None])
-    return p, gl.sum(p, 1), highest, gl.exp2(peak - highest)
+    return p, gl.sum(p.reshape([64, s.shape[1] // 8, 8]), 1), highest, gl.exp2(peak - highest)
+
+
+@gluon.jit
+def _may_stay(q, longest, peak, scale, ROOM: gl.constexpr):
+    """Whether no logit of these 64 queries can exceed the maxima that they have by more than `ROOM` powers of two.
+
+    A logit is at most the product of the lengths of its query and its key (Cauchy and Schwarz). What lies far below a
+    maximum vanishes under a larger one too; only what lies above it could leave the range of numbers. NaN: no.
+    """
+    QUARTERS: gl.constexpr = gl.BlockedLayout([1, q.shape[1] // 4], [8, 4], [4, 1], [1, 0])
+    x = q.load(QUARTERS).to(gl.float32)
+    most = gl.sqrt(gl.sum(x * x, 1)) * longest * gl.abs(scale)
+    fits = most - gl.convert_layout(peak, most.type.layout) <= ROOM
+    # Each warp counts all rows, so that no warp asks another one.
+    ALL: gl.constexpr = gl.BlockedLayout([2], [32], [4], [0])
+    return gl.sum(gl.convert_layout(fits.to(gl.int32), ALL), 0) == 64
 
 
 @gluon.jit
@@ -161,40 +187,58 @@ def _with_own_key(acc, total, peak, q, own, rows, queries, scale, D: gl.constexp
 
 
 @gluon.jit
-def _tiles(
-    first, end, state, buffers, runs, scale,
-    UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, MASKED: gl.constexpr,
+def _tile(
+    tile, state, buffers, runs, scale,
+    UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, MASKED: gl.constexpr, FIXED: gl.constexpr,
 ):  # fmt: skip
-    """Tiles `first` … `end` − 1. Of each, the logits are computed beside the tile before's product with its values."""
+    """One tile of keys: its logits are computed beside the tile before's product with its values."""
     acc, p, total, peak = state
     q, keys, values, ready, free = buffers
     STAGES: gl.constexpr = ready.shape[0]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64 * UNITS, 16])
     zero = gl.zeros([64, 64 * UNITS], gl.float32, S)
-    for tile in range(first, end):
-        stage = tile % STAGES
-        before = (tile - 1) % STAGES
-        mbarrier.wait(ready.index(stage), tile // STAGES % 2)
-        logits = warpgroup_mma(q, keys.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
-        product = warpgroup_mma(p, values.index(before), acc, is_async=True)
-        s = warpgroup_mma_wait(1, deps=[logits])
-        if MASKED:
+    stage = tile % STAGES
+    before = (tile - 1) % STAGES
+    mbarrier.wait(ready.index(stage), tile // STAGES % 2)
+    logits = warpgroup_mma(q, keys.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
+    product = warpgroup_mma(p, values.index(before), acc, is_async=True)
+    s = warpgroup_mma_wait(1, deps=[logits])
+    if MASKED:  # noqa: SIM102 (the first is known when this is compiled)
+        if tile >= runs[2] // UNITS:
             s = _masked(s, tile, runs, UNITS, LISTS, K_BLOCK)
-        e, sums, peak, shrink = _softmax(s, peak, scale)
-        total = total * shrink + sums
-        following = gl.convert_layout(e.to(p.dtype), p.type.layout)
-        # Held here, the weights are packed once; without it they are taken apart and packed again.
-        acc, p, following, total = warpgroup_mma_wait(0, deps=[product, p, following, total])
-        group_barrier()  # one thread arrives for all four warps
-        mbarrier.arrive(free.index(before), count=1)
-        acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))[:, None]
-        p = following
-    return acc, p, total, peak
+    e, sums, peak, shrink = _softmax(s, peak, scale, FIXED)
+    total = total + sums if FIXED else total * _beside(shrink, total) + sums
+    following = gl.convert_layout(e.to(p.dtype), p.type.layout)
+    # Held here, the weights are packed once; without it they are taken apart and packed again.
+    acc, p, following, total = warpgroup_mma_wait(0, deps=[product, p, following, total])
+    group_barrier()  # one thread arrives for all four warps
+    mbarrier.arrive(free.index(before), count=1)
+    if not FIXED:
+        acc = acc * _beside(shrink, acc)
+    return acc, following, total, peak
+
+
+@gluon.jit
+def _beside(x, y):
+    """A number for each row, to be multiplied with the rows of `y`."""
+    return gl.convert_layout(x, gl.SliceLayout(1, y.type.layout))[:, None]
+
+
+@gluon.jit
+def _tiles(
+    first, end, state, buffers, runs, scale,
+    UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, FIXED: gl.constexpr,
+):  # fmt: skip
+    """Pairs of whole tiles from `first` on."""
+    for tile in range(first, end, 2):
+        state = _tile(tile, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, False, FIXED)
+        state = _tile(tile + 1, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, False, FIXED)
+    return state
 
 
 @gluon.jit
 def _attend(
-    HALF: gl.constexpr, out, own, ring, runs, tiles, at, sizes,
+    HALF: gl.constexpr, out, own, ring, runs, tiles, at, sizes, longest,
     UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, OWN: gl.constexpr,
 ):  # fmt: skip
     """One of the two groups of warps: attention of 64 queries over all tiles."""
@@ -219,19 +263,22 @@ def _attend(
     zero = gl.zeros([64, 64 * UNITS], gl.float32, S)
     s = warpgroup_mma(q, keys.index(0).permute((1, 0)), zero, use_acc=False)
     lowest = gl.full([64], FLOOR, gl.float32, gl.SliceLayout(1, S))
-    p, total, peak, _ = _softmax(_masked(s, 0, runs, UNITS, LISTS, K_BLOCK), lowest, scale)
+    p, total, peak, _ = _softmax(_masked(s, 0, runs, UNITS, LISTS, K_BLOCK), lowest, scale, False)
     acc = gl.zeros([64, D], gl.float32, OUT)
     p = gl.convert_layout(p.to(dtype), gl.DotOperandLayout(0, OUT, 2))
 
     state = acc, p, total, peak
     buffers = q, keys, values, ready, free
-    masked_from = gl.maximum(full_tiles, 1)
-    state = _tiles(1, masked_from, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, False)
-    state = _tiles(masked_from, tiles, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True)
+    whole = 1 + gl.maximum(full_tiles - 1, 0) // 2 * 2
+    stays = _may_stay(q, longest, peak, scale, BFLOAT16_ROOM if dtype == gl.bfloat16 else FLOAT16_ROOM)
+    fixed = gl.where(stays, whole, 1)
+    state = _tiles(1, fixed, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True)
+    for tile in range(fixed, tiles):
+        state = _tile(tile, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True, False)
     acc, p, total, peak = state
     acc = warpgroup_mma(p, values.index((tiles - 1) % STAGES), acc)
 
-    total, peak = gl.convert_layout(total, PER_ROW), gl.convert_layout(peak, PER_ROW)
+    total, peak = gl.convert_layout(gl.sum(total, 1), PER_ROW), gl.convert_layout(peak, PER_ROW)
     if OWN:
         acc, total = _with_own_key(acc, total, peak, q, own, rows, queries, scale, D)
     acc = acc / gl.where(total > 0, total, 1.0)[:, None]
@@ -242,7 +289,7 @@ def _attend(
 
 @gluon.jit(do_not_specialize=["heads", "queries", "tokens", "always", "q_blocks", "capacity"])
 def attention_hopper(
-    q_desc, k_desc, v_desc, out, index, count, order, own_k, own_v, own,
+    q_desc, k_desc, v_desc, out, index, count, order, longest, own_k, own_v, own,
     own_k_b, own_k_h, own_k_t, own_v_b, own_v_h, own_v_t,
     heads, queries, tokens, always, q_blocks, capacity, scale,
     D: gl.constexpr, Q_BLOCK: gl.constexpr, K_BLOCK: gl.constexpr, UNITS: gl.constexpr, STAGES: gl.constexpr,
@@ -280,10 +327,17 @@ def attention_hopper(
     at = batch, head, row
     own_keys = own_k + b * own_k_b + h * own_k_h, own_v + b * own_v_b + h * own_v_h, own, own_k_t, own_v_t
     sizes = queries, heads, scale
+    reach = gl.sqrt(gl.load(longest + item // q_blocks))
     gl.warp_specialize(
         [
-            (_attend, (gl.constexpr(0), out, own_keys, ring, runs, tiles, at, sizes, UNITS, LISTS, K_BLOCK, OWN)),
-            (_attend, (gl.constexpr(1), out, own_keys, ring, runs, tiles, at, sizes, UNITS, LISTS, K_BLOCK, OWN)),
+            (
+                _attend,
+                (gl.constexpr(0), out, own_keys, ring, runs, tiles, at, sizes, reach, UNITS, LISTS, K_BLOCK, OWN),
+            ),
+            (
+                _attend,
+                (gl.constexpr(1), out, own_keys, ring, runs, tiles, at, sizes, reach, UNITS, LISTS, K_BLOCK, OWN),
+            ),
             (_load, (q_desc, k_desc, v_desc, ring, runs, tiles, at, UNITS, LISTS, K_BLOCK)),
         ],
         [4, 1],
@@ -295,7 +349,7 @@ def launch(x: Operands) -> Tensor:
     """The result [B, H, M, D] of `attention`, stored token by token, of operands that `hopper.suits`."""
     batch, heads, queries, head_dim = x.q.shape
     out = x.v.new_empty(batch, queries, heads, head_dim)
-    arguments = _arguments(x) | {"out": out}
+    arguments = _arguments(x) | {"out": out, "longest": longest_key(x.k)}
     programs = batch * heads * arguments["q_blocks"] * (arguments["Q_BLOCK"] // 128)
     attention_hopper[(programs,)](**arguments, num_warps=4)
     return out.transpose(1, 2)
