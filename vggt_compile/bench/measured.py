@@ -16,7 +16,11 @@ from vggt_compile.plan import Plan
 from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
-TIMES = ("recommended.json", "recipes.json", "hoist_keys.json", "long.json", "pi3.json", "sparse.json", "model.json")
+TIMES = (
+    *("sparse.json", "recommended.json", "recipes.json", "hoist_keys.json", "long.json"),
+    *("pi3-recommended.json", "pi3.json", "model.json"),
+)
+"""Newest first."""
 FOLDERS = ("fast", "thinning", ".", "plans", "phase")
 """Of each `accuracy.json`; of equally many scenes those of the first count."""
 
