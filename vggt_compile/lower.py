@@ -1,6 +1,6 @@
 """A state of attention becomes the cheapest attention that computes it, in the dtype of the site's output.
 
-That is PyTorch's own wherever it can do all of it, else our operator; on Hopper GPUs ours too where a method asks for it.
+That is PyTorch's own wherever it can do all of it, else our operator; ours too where a method knows that it is faster.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Our own recipes: what loses nothing, and what the accuracy bench leaves standing and the GPU finds fast.
+"""Our own recipes: one that loses nothing, and what the accuracy bench leaves standing and the GPU finds fast.
 
-`exact` leaves nothing out. `fast` and `turbo` thin keys and touch nothing else (docs/recipes.md). Of all that was tried, reading fewer patches loses least for the time it saves,
-and the middle half of the depth can spare most. The place of a window stays: where it moves from frame to frame,
-accuracy is the same or worse.
+`exact` leaves nothing out (docs/passes.md). `fast` and `turbo` thin keys and touch nothing else (docs/recipes.md): of
+all that was tried, reading fewer patches loses least for the time it saves, and the middle half of the depth can spare
+most. The place of a window stays: where it moves from frame to frame, accuracy is the same or worse.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _entry(name: str, summary: str, layers: Callable[[bool], dict[str, Any]]) ->
 
 EXACT = Entry(
     "exact",
-    f"nothing is left out: on Hopper GPUs this package's kernel computes every global attention of {SHORT} tokens or more",
+    f"nothing is left out: on Hopper GPUs this package's kernel computes global attention over {SHORT} tokens or more",
     "this project's kernel",
     {"layers": {"*": {"blocks": "all"}}, "min_tokens": SHORT},
 )
