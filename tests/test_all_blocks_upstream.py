@@ -38,4 +38,4 @@ def test_every_family_keeps_its_numbers(name: str, monkeypatch: pytest.MonkeyPat
         outputs = torch.compile(net, backend=capture, dynamic=False)(x)
         assert len(capture.report.rewritten) == SITES[name]["global"]
         for got, want in zip(tensors(outputs), tensors(net(x)), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+            assert (got - want).norm() <= 1e-5 * want.norm()  # softmax over all keys, summed in another order
