@@ -1,6 +1,6 @@
 """A state of attention becomes the cheapest attention that computes it, in the dtype of the site's output.
 
-That is PyTorch's own wherever it can do all of it, else our operator.
+That is PyTorch's own wherever it can do all of it, else our operator; ours too where a method knows that it is faster.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vggt_compile.site import AttentionState, BlockLists, Site
 class Lowering:
     """The last step at the sites of one graph; `densities` are the nodes that measure them, None where unasked."""
 
-    def __init__(self, edit: Editor, *, densities: bool, portable: bool) -> None:
-        self.edit, self.portable = edit, portable
+    def __init__(self, edit: Editor, *, densities: bool) -> None:
+        self.edit = edit
         self.densities: list[Node] | None = [] if densities else None
 
     def lower(self, site: Site, state: AttentionState) -> None:
@@ -40,7 +40,7 @@ class Lowering:
         q, k, v = (self.edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
         scale = site.call.scale
         given = self._beyond_sdpa(site, state)
-        function = torch.ops.vggt_compile.attention.default if given else F.scaled_dot_product_attention
+        function = torch.ops.vggt_compile.attention.default if given or state.hopper else F.scaled_dot_product_attention
         out = self.edit.call(function, q, k, v, **given, scale=scale)
         if state.blocks is not None:
             self._measure(site, state, state.blocks)
@@ -79,4 +79,4 @@ class Lowering:
             given |= {"own_k": own_k, "own_v": own_v, "own": state.own.read}
         if state.key_log_weight is not None:
             given |= {"key_log_weight": state.key_log_weight}
-        return given | {"portable": True} if given and self.portable else given
+        return given | {"portable": True} if given and self.edit.portable else given

@@ -18,8 +18,9 @@ class Row:
 
     Attributes:
         axes: what acted, axis → setting; empty where the attention is as the model wrote it.
-        implementation: `sdpa`; our own operator as `block-sparse` where queries read listed blocks of keys, else as
-            `weighted`; or `spelled out` for products around a softmax that were left as they are.
+        implementation: `sdpa`; our own operator as `block-sparse` where queries read listed blocks of keys, as
+            `weighted` where keys differ in what they count, and as `hopper` where its kernel is faster than `sdpa`; or
+            `spelled out` for products around a softmax that were left as they are.
         flops_before, flops_after: of the two products, 4·H·D for a query-key pair.
         reason: why the site was left alone, or an axis of its policy was; None where the plan was applied in full.
         keys: that a query reads, mean over queries; None where the site could not be read.

@@ -92,8 +92,8 @@ class _GraphRewrite:
     ) -> None:
         self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
         self.symbols = Symbols(self.gm.graph)
-        self.edit = Editor(part, self.symbols)
-        self.lowering = Lowering(self.edit, densities=densities, portable=portable)
+        self.edit = Editor(part, self.symbols, portable=portable)
+        self.lowering = Lowering(self.edit, densities=densities)
         self.lowered: list[Lowered] = []
         self.observers = Observers(plan.probe if probes else (), self.edit, self.symbols, report)
 
@@ -165,6 +165,7 @@ class _GraphRewrite:
             self.lowering.lower(site, outcome)
         self.lowered.append(Lowered(site, outcome))
         measured = outcome.blocks is not None and self.lowering.densities is not None
+        reason = reason or outcome.left
         return row_of(site, outcome, before, reason, self.symbols, lifted=site.call.spelled_out, measured=measured)
 
     def _policy(self, site: Site) -> tuple[Policy, str | None]:

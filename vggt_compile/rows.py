@@ -65,7 +65,9 @@ def refused_row(node: Node, reason: str) -> Row:
 def _implementation(state: AttentionState) -> str:
     if state.blocks is not None:
         return "block-sparse"
-    return "sdpa" if state.own is None and state.key_log_weight is None else "weighted"
+    if state.own is not None or state.key_log_weight is not None:
+        return "weighted"
+    return "hopper" if state.hopper else "sdpa"
 
 
 def _queries(state: AttentionState, symbols: Symbols) -> int:
