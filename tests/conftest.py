@@ -23,6 +23,8 @@ if not torch.cuda.is_available():
     # A pool of compile processes serves GPUs only, and every process that compiles starts one. Inductor reads this when
     # it is imported, here and in the processes that tests start.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# A file's code for the host calls its kernels, which are optimized as ever; to optimize it too takes a quarter longer.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 
 import torch._inductor.config
 
@@ -55,6 +57,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (slow[item.path], tests[item.path]), reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays until the end: no collection looks at it meanwhile."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
