@@ -23,8 +23,10 @@ if not torch.cuda.is_available():
     # A pool of compile processes serves GPUs only, and every process that compiles starts one. Inductor reads this when
     # it is imported, here and in the processes that tests start.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# A file's code for the host calls its kernels, which are optimized as ever; to optimize it too takes a quarter longer.
+# A file's code for the host calls its kernels, which are optimized as ever; to optimize it too, and to write down its
+# lines, takes longer than all else that g++ does.
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
 
 import torch._inductor.config
 
