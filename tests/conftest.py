@@ -35,7 +35,10 @@ import torch._inductor.config
 torch._inductor.config.cpp.simdlen = 1
 # With symbolic sizes, keys of this cache take longer than what it spares.
 torch._dynamo.config.fake_tensor_cache_enabled = False
+# Dynamo times the guards of each compile, and empties the processor's caches before that. Nobody reads the number.
+torch._dynamo.guards.profile_guard_manager = lambda *given: 0.0
 # Traces make millions of objects that live for a whole test: most collections find nothing.
+torch._dynamo.config.run_gc_after_compile = False
 gc.set_threshold(20_000, 10, 10)
 # pytest listens to every logger that does not propagate, and where one listens torch writes a trace of each compile.
 logging.getLogger("torch.__trace").propagate = True
