@@ -23,6 +23,10 @@ if not torch.cuda.is_available():
     # A pool of compile processes serves GPUs only, and every process that compiles starts one. Inductor reads this when
     # it is imported, here and in the processes that tests start.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# A file's code for the host calls its kernels, which are optimized as ever; to optimize it too, and to write down its
+# lines, takes longer than all else that g++ does.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
 
 import torch._inductor.config
 
@@ -31,7 +35,10 @@ import torch._inductor.config
 torch._inductor.config.cpp.simdlen = 1
 # With symbolic sizes, keys of this cache take longer than what it spares.
 torch._dynamo.config.fake_tensor_cache_enabled = False
+# Dynamo times the guards of each compile, and empties the processor's caches before that. Nobody reads the number.
+torch._dynamo.guards.profile_guard_manager = lambda *given: 0.0
 # Traces make millions of objects that live for a whole test: most collections find nothing.
+torch._dynamo.config.run_gc_after_compile = False
 gc.set_threshold(20_000, 10, 10)
 # pytest listens to every logger that does not propagate, and where one listens torch writes a trace of each compile.
 logging.getLogger("torch.__trace").propagate = True
@@ -55,6 +62,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (slow[item.path], tests[item.path]), reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays until the end: no collection looks at it meanwhile."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,8 @@ class Capture:
 
 
 def run(model: nn.Module | Callable, *inputs: Any, capture: Capture, dynamic: bool | None = False) -> Any:
-    with torch.no_grad():
+    """With fixed sizes the cache of fake tensors spares more than its keys take, with symbolic ones it does not."""
+    with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=dynamic is False):
         return torch.compile(model, backend=capture, dynamic=dynamic)(*inputs)
 
 

@@ -21,12 +21,13 @@ from vggt_compile.models.presets import VGGT_PRESETS
 DIALECTS = ("dynamo", "export")
 
 
-def small(name: str) -> nn.Module:
-    """A model of two global layers, with one head where it may have one."""
+def small(name: str, layers: int = 2) -> nn.Module:
+    """A model of so many global layers, with one head where it may have one."""
     if name == "pi3":
-        return randomized(pi3("tiny", layer_scale=0.5))
+        return randomized(pi3("tiny", depth=2 * layers, layer_scale=0.5))
     camera = replace(VGGT_PRESETS["tiny"].camera, steps=1)
-    return randomized(vggt("tiny", depth=2, outputs=("camera",), camera=camera, layer_scale=0.5))
+    given = {"encoder": "conv", "outputs": ("camera",), "camera": camera, "layer_scale": 0.5}
+    return randomized(vggt("tiny", depth=layers, **given))
 
 
 class Program(nn.Module):

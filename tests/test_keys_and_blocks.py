@@ -18,14 +18,14 @@ from harness import Capture, exported, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelutils import images as pictures
-from modelutils import randomized, worst
+from modelutils import worst
+from regions import small
 from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import check_node_safe
 
 from vggt_compile import collect_densities, collect_reports, vggt_sparse
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.graph.hilbert import hilbert_order
-from vggt_compile.models import pi3
 from vggt_compile.ops.random_blocks import random_blocks
 from vggt_compile.ops.select_blocks import select_blocks
 
@@ -204,7 +204,7 @@ def test_batch_items_do_not_mix() -> None:
 
 
 def test_the_order_of_frames_does_not_matter_where_all_is_kept() -> None:
-    model, x, order = randomized(pi3("tiny")), pictures(1, 4, 3, 56, 70), [2, 0, 3, 1]
+    model, x, order = small("pi3", layers=1), pictures(1, 4, 3, 56, 70), [2, 0, 3, 1]
     setting = plan({"own_key": True, "mean_key": "one"}, {"keep": 1.0})
     out = run(model, x, capture=Capture(plan=setting, strict=True))
     torch._dynamo.reset()

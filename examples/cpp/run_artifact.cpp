@@ -14,7 +14,7 @@
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 #include <torch/csrc/jit/serialization/pickle.h>
-#include <torch/torch.h>
+#include <torch/serialize.h>
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
 
