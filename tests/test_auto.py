@@ -68,16 +68,12 @@ def without_numbers(model: nn.Module, scene: Tensor) -> Traced:
     return Traced(model, scene)
 
 
-@pytest.fixture(scope="module")
-def runner(model: nn.Module, scene: Tensor) -> Runner:
-    return Runner(model, scene)
-
-
 @pytest.mark.parametrize("name", ["merge 0.9 + keys 1x2", "blocks 0.25", "frame"])
 def test_a_runner_computes_what_the_backend_does(
-    model: nn.Module, scene: Tensor, runner: Runner, without_numbers: Traced, name: str
+    model: nn.Module, scene: Tensor, without_numbers: Traced, name: str
 ) -> None:
     plan, other = everywhere(name, candidates("pi3")[name]), everywhere("frame", candidates("pi3")["frame"])
+    runner = Runner(model, scene)
     runner(other, scene)  # leaves nothing behind
     found = runner(plan, scene)
     torch.compiler.reset()
@@ -89,11 +85,12 @@ def test_a_runner_computes_what_the_backend_does(
     assert without_numbers.report(plan).rows == runner.report(plan).rows
 
 
-def test_dense_outputs_are_those_of_the_model(model: nn.Module, scene: Tensor, runner: Runner) -> None:
+def test_dense_outputs_are_those_of_the_model(model: nn.Module, scene: Tensor) -> None:
     with torch.no_grad():
         expected = model(scene)
+    found = Runner(model, scene).first
     for key, tensor in expected.items():
-        torch.testing.assert_close(runner.first[key], tensor)
+        torch.testing.assert_close(found[key], tensor)
 
 
 def test_change_does_not_see_a_similarity_of_the_world(model: nn.Module, scene: Tensor) -> None:
