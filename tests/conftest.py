@@ -27,6 +27,9 @@ if not torch.cuda.is_available():
 # lines, takes longer than all else that g++ does.
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
+# Which vector instructions work, Inductor finds out anew in every process, by one more Python for each sort of them.
+# What the processor says it has is believed instead.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import torch._inductor.config
 

@@ -52,7 +52,6 @@ def test_on_a_cpu_they_are_tried_once(on_gpu: torch.Tensor, asked: list[str]) ->
         found = list(map(str, cpu_vec_isa.valid_vec_isa_list()))
     if not found:
         pytest.skip("no instruction set of this CPU has to be tried")
-    assert set(asked) == set(found)
     tried = len(asked)
     with scalar_beside_a_gpu([on_gpu]):
         assert cpu_vec_isa.valid_vec_isa_list() == []

@@ -30,8 +30,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from vggt_compile.ops.hopper_softmax import BFLOAT16_ROOM, FLOAT16_ROOM, FLOOR, beside, may_stay, softmax, with_own_key
-from vggt_compile.ops.hopper_units import load_tiles, masked, runs_of
+from vggt_compile.ops.hopper_softmax_kernel import (
+    BFLOAT16_ROOM,
+    FLOAT16_ROOM,
+    FLOOR,
+    beside,
+    may_stay,
+    softmax,
+    with_own_key,
+)
+from vggt_compile.ops.hopper_units_kernel import load_tiles, masked, runs_of
 from vggt_compile.ops.longest_key_kernel import longest_key
 from vggt_compile.ops.operands import Operands
 from vggt_compile.ops.tiles import longest_first
