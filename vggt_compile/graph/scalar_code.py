@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch._inductor.config
 from torch import Tensor
 from torch._inductor import cpu_vec_isa
 
 
 @contextmanager
 def scalar_beside_a_gpu(tensors: Iterable[object]) -> Iterator[None]:
-    """For one compile, where any of its tensors is on a GPU. An answer that Inductor has already is kept for later."""
+    """For one compile, where any of its tensors is on a GPU. What Inductor knows of the CPU already stays as it is."""
     if not any(isinstance(x, Tensor) and x.is_cuda for x in tensors):
         yield
         return
-    cpu_vec_isa.valid_vec_isa_list.cache_clear()  # it knows nothing of the setting below
+    inductor: Any = cpu_vec_isa
+    find, inductor.valid_vec_isa_list = inductor.valid_vec_isa_list, list
     try:
-        with torch._inductor.config.patch({"cpp.vec_isa_ok": False}):
-            yield
+        yield
     finally:
-        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+        inductor.valid_vec_isa_list = find
