@@ -2,8 +2,8 @@
 
 A loop counts its turns on the CPU, and upstream's VGGT makes a few zeros there. Before Inductor writes C++ for them, it
 finds out which vector instructions work: it compiles a program for each sort and starts a Python with torch for each
-program, also where all of them are compiled already. On an H200's host that was 57 of the 155 seconds of a first call,
-and 39 of 73 in a second process.
+program, also where all of them are compiled already. On an H200's host that was 57 of the 155 seconds of a first call
+(docs/benchmarks/compile-time.md).
 """
 
 from __future__ import annotations

@@ -63,9 +63,12 @@ def _as_tiles(ring, shape: gl.constexpr, layout: gl.constexpr):
 @gluon.jit
 def _tile(
     tile, state, buffers, runs, scale,
-    UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, MASKED: gl.constexpr, FIXED: gl.constexpr,
+    UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, FIXED: gl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: its logits are computed beside the tile before's product with its values."""
+    """One tile of keys: its logits are computed beside the tile before's product with its values.
+
+    With `FIXED` all its keys count, and the maximum stays.
+    """
     acc, p, total, peak = state
     q, keys, values, ready, free = buffers
     STAGES: gl.constexpr = ready.shape[0]
@@ -77,7 +80,7 @@ def _tile(
     logits = warpgroup_mma(q, keys.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
     product = warpgroup_mma(p, values.index(before), acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=[logits])
-    if MASKED:  # noqa: SIM102 (the first is known when this is compiled)
+    if not FIXED:  # noqa: SIM102 (the first is known when this is compiled)
         if tile >= runs[2] // UNITS:
             s = masked(s, tile, runs, UNITS, LISTS, K_BLOCK)
     e, sums, peak, shrink = softmax(s, peak, scale, FIXED)
@@ -90,18 +93,6 @@ def _tile(
     if not FIXED:
         acc = acc * beside(shrink, acc)
     return acc, following, total, peak
-
-
-@gluon.jit
-def _tiles(
-    first, end, state, buffers, runs, scale,
-    UNITS: gl.constexpr, LISTS: gl.constexpr, K_BLOCK: gl.constexpr, FIXED: gl.constexpr,
-):  # fmt: skip
-    """Pairs of whole tiles from `first` on."""
-    for tile in range(first, end, 2):
-        state = _tile(tile, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, False, FIXED)
-        state = _tile(tile + 1, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, False, FIXED)
-    return state
 
 
 @gluon.jit
@@ -140,9 +131,11 @@ def _attend(
     whole = 1 + gl.maximum(full_tiles - 1, 0) // 2 * 2
     stays = may_stay(q, longest, peak, scale, BFLOAT16_ROOM if dtype == gl.bfloat16 else FLOAT16_ROOM)
     fixed = gl.where(stays, whole, 1)
-    state = _tiles(1, fixed, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True)
+    for tile in range(1, fixed, 2):  # two a turn: less is computed of where buffers lie
+        state = _tile(tile, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True)
+        state = _tile(tile + 1, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True)
     for tile in range(fixed, tiles):
-        state = _tile(tile, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, True, False)
+        state = _tile(tile, state, buffers, runs, scale, UNITS, LISTS, K_BLOCK, False)
     acc, p, total, peak = state
     acc = warpgroup_mma(p, values.index((tiles - 1) % STAGES), acc)
 

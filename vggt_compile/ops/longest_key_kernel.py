@@ -1,7 +1,7 @@
 """The Triton kernel that measures the longest key of each head: what bounds every logit with it.
 
 Law: it writes `k.float().square().sum(-1).amax(-1)`, to the order of the sum; a length that is not a number is ignored.
-The torch operations write the squares down first, which takes four times as long.
+The torch operations took three to five times as long (docs/benchmarks/kernel-log.md).
 """
 
 # mypy: disallow-incomplete-defs=false
