@@ -129,33 +129,41 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("more", [{}, {"blocks": "all"}])
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_axes_do_what_they_do_alone(name: str) -> None:
+def test_what_other_axes_left_is_given_to_the_kernel(
+    name: str, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, x = build(SPEC).double(), scene().double()
+    monkeypatch.setattr(hopper, "here", lambda device: False)
     alone = run(model, x, capture=(before := Capture(plan={"layers": {"*": OTHERS[name]}}, strict=True)))
     torch._dynamo.reset()
-    both = {"layers": {"*": {**OTHERS[name], "blocks": "all"}}}
-    out = run(model, x, capture=(capture := Capture(plan=both, strict=True)))
-    assert calls(before, OURS) == 0
-    assert calls(capture, OURS) == 2
-    assert [row.implementation for row in capture.report.rewritten] == ["hopper"] * 2
+    monkeypatch.setattr(hopper, "here", lambda device: True)
+    monkeypatch.setattr(hopper, "suits", lambda x: True)
+    out = run(model, x, capture=(capture := Capture(plan={"layers": {"*": {**OTHERS[name], **more}}}, strict=True)))
+    assert (calls(before, OURS), calls(capture, OURS)) == (0, 2)
+    assert {row.implementation for row in before.report.rewritten} == {"sdpa"}
+    assert {row.implementation for row in capture.report.rewritten} == {"hopper"}
     assert capture.report.attention_left() == before.report.attention_left() < 1
     torch.testing.assert_close(out, alone, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_axes_act_where_the_kernel_is_not(name: str) -> None:
+def test_after_other_axes_it_changes_nothing(name: str) -> None:
     model, x = build(SPEC).bfloat16(), scene()
-    alone = run(model, x, capture=(before := Capture(plan={"layers": {"*": OTHERS[name]}})))
+    run(model, x, capture=(before := Capture(plan={"layers": {"*": OTHERS[name]}})))
     torch._dynamo.reset()
-    both = {"layers": {"*": {**OTHERS[name], "blocks": "all"}}}
-    out = run(model, x, capture=(capture := Capture(plan=both, strict=True)))
-    assert torch.equal(out, alone)
-    assert [row.axes for row in capture.report.rewritten] == [row.axes for row in before.report.rewritten]
+    run(model, x, capture=(capture := Capture(plan={"layers": {"*": {**OTHERS[name], "blocks": "all"}}}, strict=True)))
+    assert nodes(capture.graphs[0]) == nodes(before.graphs[0])
     assert {row.implementation for row in capture.report.rewritten} == {"sdpa"}
-    assert [row.reason for row in capture.report.rewritten] == [ELSEWHERE] * 2
+    assert [row.axes["blocks"] for row in capture.report.rewritten] == ["all"] * 2
+
+
+@pytest.mark.usefixtures("here")
+def test_attention_inside_frames_stays_pytorchs() -> None:
+    run(build(SPEC).bfloat16(), scene(), capture=(capture := Capture(plan={"layers": {"*": {"scope": "frame"}}})))
+    assert {row.implementation for row in capture.report.rewritten} == {"sdpa"}
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -199,9 +207,13 @@ def test_a_cpu_is_no_hopper_gpu() -> None:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_strict_says_why_nothing_was_done() -> None:
-    capture = Capture(plan=ALL, strict=True)
-    raises_through_dynamo(NotRewritten, ELSEWHERE, build(SPEC).bfloat16(), scene(), capture)
+def test_strict_has_what_it_asks_for_where_nothing_is_left_out() -> None:
+    run(build(SPEC).bfloat16(), scene(), capture=(capture := Capture(plan=ALL, strict=True)))
+    assert [row.reason for row in capture.report.global_rows] == [ELSEWHERE] * 2
+    missing = {"layers": {"7": {"blocks": "all"}}}
+    raises_through_dynamo(
+        NotRewritten, "no such layer", build(SPEC).bfloat16(), scene(), Capture(plan=missing, strict=True)
+    )
 
 
 @pytest.mark.usefixtures("here")
@@ -257,14 +269,21 @@ def test_exact_is_for_long_sequences_of_any_family(names: str) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_layers_that_fast_leaves_alone_can_be_exact() -> None:
-    keys = resolve("fast").to_json()["layers"]["25-75%"]["keys"]
-    layers = {"0-25%,75-100%": {"blocks": "all"}, "25-75%": {"keys": keys, "blocks": "all"}}
+def test_fast_leaves_nothing_out_in_its_outer_layers() -> None:
     model, x = build(Spec(head_dim=32, pairs=4)).bfloat16(), scene(1)
     with torch.no_grad():
-        rows = explain(model, x, plan={"layers": layers}, strict=True).global_rows
-    assert [sorted(row.axes) for row in rows] == [["blocks"], ["blocks", "keys"], ["blocks", "keys"], ["blocks"]]
+        rows = explain(model, x, plan="fast", strict=True).global_rows
+    assert [sorted(row.axes) for row in rows] == [["blocks"], ["keys"], ["keys"], ["blocks"]]
     assert {row.implementation for row in rows} == {"hopper"}
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_without_the_kernel_fast_thins_keys_and_says_why_it_does_no_more() -> None:
+    model, x = build(Spec(head_dim=32, pairs=4)).bfloat16(), scene(1)
+    with torch.no_grad():
+        rows = explain(model, x, plan="fast", strict=True).global_rows
+    assert [sorted(row.axes) for row in rows] == [[], ["keys"], ["keys"], []]
+    assert [row.reason for row in rows] == [ELSEWHERE, None, None, ELSEWHERE]
 
 
 def test_benchmarks_know_it_by_its_name() -> None:

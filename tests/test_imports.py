@@ -34,7 +34,8 @@ DRAWING = """
     recipes → plan published recommended rules
     recommended → published
     rules → published
-    rewrite → graph plan report observe lower rows unmet passes.lift_attention
+    rewrite → graph plan provider report observe lower rows unmet passes.lift_attention
+    provider → graph ops
     lower → graph ops
     rows → graph report
     unmet → plan report registry

@@ -93,6 +93,11 @@ class Policy:
     def dense(self) -> bool:
         return not any(True for _ in self.settings())
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether it asks for anything but the model's own attention, whoever computes that."""
+        return any((axis, setting.method) != ("blocks", "all") for axis, setting in self.settings())
+
     def to_json(self) -> dict[str, object]:
         return {axis: setting.to_json() for axis, setting in self.settings()}
 

@@ -23,6 +23,7 @@ from vggt_compile.lower import Lowering
 from vggt_compile.observe import Observers
 from vggt_compile.passes import lift_attention
 from vggt_compile.plan import Plan, Policy
+from vggt_compile.provider import provided
 from vggt_compile.report import Region, Report, Row
 from vggt_compile.rows import refused_row, row_of
 from vggt_compile.site import AttentionCall, AttentionState, Lowered, Outcome, Site, Size, Skip
@@ -162,10 +163,10 @@ class _GraphRewrite:
             if isinstance(outcome, Skip):
                 self.edit.undo()
                 return row_of(site, state, before, outcome.reason, self.symbols)
+            outcome = provided(site, outcome, self.edit)
             self.lowering.lower(site, outcome)
         self.lowered.append(Lowered(site, outcome))
         measured = outcome.blocks is not None and self.lowering.densities is not None
-        reason = reason or outcome.left
         return row_of(site, outcome, before, reason, self.symbols, lifted=site.call.spelled_out, measured=measured)
 
     def _policy(self, site: Site) -> tuple[Policy, str | None]:

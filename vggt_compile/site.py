@@ -190,7 +190,6 @@ class AttentionState:
         at_least: `pairs` is a lower bound, because how many there are depends on the data.
         taken: how keys and values were thinned, where that is all; a Skip says what needs those of all tokens.
         hopper: the kernel for Hopper computes it, although PyTorch's attention could.
-        left: why an axis of the policy does not act, although others do.
     """
 
     q: Node
@@ -209,7 +208,6 @@ class AttentionState:
     at_least: bool = False
     taken: Taken | Skip | None = None
     hopper: bool = False
-    left: str | None = None
 
     def then(self, axis: str, setting: Any, restore: Restore | None = None, **changes: Any) -> AttentionState:
         """This state after one more axis has acted; without `restore` its queries are those of this one."""

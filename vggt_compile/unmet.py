@@ -9,12 +9,15 @@ from vggt_compile.site import SPECIAL_ONLY
 
 
 def unmet(report: Report, plan: Plan) -> list[str]:
-    """Layers that the plan names and that were not rewritten, each with its reason."""
+    """Layers that the plan names and that were not rewritten, each with its reason.
+
+    Where the plan leaves nothing out, the model's own attention is what it asks for.
+    """
     placed = plan.at(_depth(report))
     refused = [
         f"layer {row.layer} ({row.path}): {row.reason}"
         for row in report.global_rows
-        if row.layer is not None and not row.axes and not placed.policy(row.layer, report.family).dense
+        if row.layer is not None and not row.axes and placed.policy(row.layer, report.family).leaves_out
     ]
     missing = missing_layers(report, plan)
     return [missing, *refused] if missing else refused

@@ -17,7 +17,8 @@ from vggt_compile.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 TIMES = (
-    *("sparse.json", "recommended.json", "recipes.json", "hoist_keys.json", "long.json"),
+    *("provider.json", "provider-parts.json", "sparse.json", "recommended.json", "recipes.json"),
+    *("hoist_keys.json", "long.json"),
     *("pi3-recommended.json", "pi3.json", "model.json"),
 )
 """Newest first."""
@@ -81,7 +82,7 @@ def changes(recipe: Recipe, folder: Path = FOLDER) -> Iterator[Change]:
         names = {
             name
             for name, plan in entry["plans"].items()
-            if entry["form"] == "plans" and _is(plan, recipe.plan, entry["model"])
+            if entry["form"] == "plans" and _reads_as(plan, recipe.plan, entry["model"])
         }
         for row in entry["rows"]:
             points = row["difference"].get("AUC@30")
@@ -113,12 +114,29 @@ def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
 
 def _is(written: dict, plan: Plan, model: str) -> bool:
     """Whether a plan of a file does the same to a model; plans in the words of another version are not known."""
-    family = model.partition("-")[0]
+    family, found = model.partition("-")[0], _known(written)
+    return found is not None and (found.rules_for(family), found.min_tokens) == (
+        plan.rules_for(family),
+        plan.min_tokens,
+    )
+
+
+def _reads_as(written: dict, plan: Plan, model: str) -> bool:
+    """Whether a plan of a file leaves out the same, whoever computes what is left."""
+    family, found = model.partition("-")[0], _known(written)
+    return found is not None and _left_out(found, family) == _left_out(plan, family)
+
+
+def _left_out(plan: Plan, family: str) -> tuple[object, ...]:
+    rules = tuple(rule for rule in plan.rules_for(family) if rule[1].leaves_out)
+    return (rules, plan.min_tokens) if rules else ()
+
+
+def _known(written: dict) -> Plan | None:
     try:
-        found = Plan.read(written)
+        return Plan.read(written)
     except PlanError:
-        return False
-    return (found.rules_for(family), found.min_tokens) == (plan.rules_for(family), plan.min_tokens)
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
