@@ -165,7 +165,7 @@ def test_cache_key_tag_of_the_user_is_kept() -> None:
         patch.setattr("torch._inductor.compile_fx.compile_fx", inner)
         compiled(model, FRAME)(images())
         assert torch.compiler.config.cache_key_tag == "theirs-"
-    assert seen == [f"theirs-vggt_compile-{source_hash()}"]
+    assert seen == ["theirs-"]
 
 
 @pytest.mark.filterwarnings("ignore:vggt_compile. the plan names layer")

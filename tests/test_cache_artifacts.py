@@ -10,8 +10,9 @@ import torch
 from cache_run import Trunk, images, trunk
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.autotune_cache import AutotuneCache
 
-from vggt_compile import vggt_sparse
+from vggt_compile import caches, vggt_sparse
 
 PLAN = {"layers": {"0": {"scope": "frame"}}}
 
@@ -49,6 +50,19 @@ def test_caches_of_other_sources_are_not_used(tmp_path: Path, monkeypatch: pytes
     second, *seen = compiled_anew(tmp_path / "two", monkeypatch)
     assert seen == [0, 1]
     assert torch.equal(first, second)
+
+
+def test_inside_a_compile_a_tuned_kernel_is_where_others_leave_it(tmp_path: Path) -> None:
+    """Processes that compile kernels know nothing of the compile they work for."""
+
+    def place() -> object:
+        found = AutotuneCache.create({}, str(tmp_path / "kernel.py"), "configurations")
+        assert found is not None and found.local_cache is not None
+        return found.local_cache[1]
+
+    outside = place()
+    with caches.told():
+        assert place() == outside
 
 
 class Switching(Trunk):

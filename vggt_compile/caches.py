@@ -20,17 +20,18 @@ from vggt_compile.sources import source_hash
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Compiles inside the block are kept, and found again where sources and autocast are the same."""
+    """Compiles inside the block are kept, and found again where sources and autocast are the same.
+
+    Both go into a setting of Inductor's that is part of every key. `torch.compiler.config.cache_key_tag` is not for
+    this: it also names the files of how a kernel was cut best, and the processes that compile kernels do not have it, so
+    a second process looked for other files and tried everything out again.
+    """
     functions = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
     kept = {f"{function.__module__}.{function.__name__}": torch.__version__ for function in functions}
     kept |= {f"{loop.__module__}.{loop.__name__}": torch.__version__ for loop in (scan_op, while_loop_op)}
     known = torch._inductor.config.unsafe_marked_cacheable_functions
-    own = "-".join(filter(None, ("vggt_compile", source_hash(), autocast())))
-    tag = f"{torch.compiler.config.cache_key_tag}{own}"
-    with (
-        torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
-        torch._inductor.config.patch(unsafe_marked_cacheable_functions={**kept, **known}),
-    ):
+    own = "-".join(filter(None, (source_hash(), autocast())))
+    with torch._inductor.config.patch(unsafe_marked_cacheable_functions={**kept, **known, "vggt_compile": own}):
         yield
 
 
