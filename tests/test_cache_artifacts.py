@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,8 @@ def test_inside_a_compile_a_tuned_kernel_is_where_others_leave_it(tmp_path: Path
 
     def place() -> object:
         found = AutotuneCache.create({}, str(tmp_path / "kernel.py"), "configurations")
-        assert found is not None and found.local_cache is not None
+        assert found is not None
+        assert found.local_cache is not None
         return found.local_cache[1]
 
     outside = place()
@@ -114,3 +118,31 @@ def test_another_autocast_is_another_graph(tmp_path: Path, monkeypatch: pytest.M
         assert kept()[1:] == (0, 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert kept()[1:] == (1, 0)
+
+
+TUNED = """
+import sys, torch
+from modelutils import images, tiny
+from torch._dynamo.utils import compilation_time_metrics
+from torch._inductor.async_compile import AsyncCompile
+from vggt_compile import vggt_sparse
+from vggt_compile.models import vggt
+AsyncCompile.wait_pool_ready()  # so that processes of the pool compile kernels, not this one
+with torch.inference_mode():
+    torch.compile(tiny(vggt).cuda(), backend=vggt_sparse)(images(1, 8, 3, 112, 112).cuda())
+print(len(compilation_time_metrics["CachingAutotuner.benchmark_all_configs"]))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels are tuned for a CUDA device")
+def test_a_second_process_does_not_try_out_again_how_to_cut_kernels(tmp_path: Path) -> None:
+    there = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    around = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": there}
+
+    def tries() -> int:
+        done = subprocess.run([sys.executable, "-c", TUNED], env=around, check=True, capture_output=True, timeout=600)
+        return int(done.stdout.split()[-1])
+
+    assert tries() > 0
+    assert tries() == 0

@@ -23,8 +23,8 @@ def told() -> Iterator[None]:
     """Compiles inside the block are kept, and found again where sources and autocast are the same.
 
     Both go into a setting of Inductor's that is part of every key. `torch.compiler.config.cache_key_tag` is not for
-    this: it also names the files of how a kernel was cut best, and the processes that compile kernels do not have it, so
-    a second process looked for other files and tried everything out again.
+    this: it also names the files of how a kernel was cut best, and the processes that compile kernels do not have it,
+    so a second process looked for other files and tried everything out again.
     """
     functions = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
     kept = {f"{function.__module__}.{function.__name__}": torch.__version__ for function in functions}
