@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from cache_run import Trunk, images, trunk
 from torch import Tensor
+from torch._dynamo.package import DiskDynamoCache
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.autotune_cache import AutotuneCache
 
@@ -50,6 +54,20 @@ def test_caches_of_other_sources_are_not_used(tmp_path: Path, monkeypatch: pytes
     second, *seen = compiled_anew(tmp_path / "two", monkeypatch)
     assert seen == [0, 1]
     assert torch.equal(first, second)
+
+
+def test_graphs_found_by_their_functions_name_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch would give them to a process with another plan."""
+    kept_there = DiskDynamoCache(str(tmp_path / "dynamo"))
+    monkeypatch.setattr(kept_there, "path_prefix", lambda: str(tmp_path / "dynamo"))
+    monkeypatch.setattr("torch._dynamo.package.DynamoCache", kept_there)
+    monkeypatch.setattr("torch._dynamo.precompile_context.DynamoCache", kept_there)
+    with torch._dynamo.config.patch(caching_precompile=True):
+        framed, *_ = compiled_anew(tmp_path, monkeypatch)
+        torch.compiler.save_cache_artifacts()
+        dense, *_ = compiled_anew(tmp_path, monkeypatch, {})
+    assert not torch.equal(framed, dense)
+    assert torch.equal(dense, compiled_anew(tmp_path, monkeypatch, {})[0])
 
 
 def test_inside_a_compile_a_tuned_kernel_is_where_others_leave_it(tmp_path: Path) -> None:
@@ -115,3 +133,31 @@ def test_another_autocast_is_another_graph(tmp_path: Path, monkeypatch: pytest.M
         assert kept()[1:] == (0, 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert kept()[1:] == (1, 0)
+
+
+TUNED = """
+import sys, torch
+from modelutils import images, tiny
+from torch._dynamo.utils import compilation_time_metrics
+from torch._inductor.async_compile import AsyncCompile
+from vggt_compile import vggt_sparse
+from vggt_compile.models import vggt
+AsyncCompile.wait_pool_ready()  # so that processes of the pool compile kernels, not this one
+with torch.inference_mode():
+    torch.compile(tiny(vggt).cuda(), backend=vggt_sparse)(images(1, 8, 3, 112, 112).cuda())
+print(len(compilation_time_metrics["CachingAutotuner.benchmark_all_configs"]))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels are tuned for a CUDA device")
+def test_a_second_process_does_not_try_out_again_how_to_cut_kernels(tmp_path: Path) -> None:
+    there = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    around = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": there}
+
+    def tries() -> int:
+        done = subprocess.run([sys.executable, "-c", TUNED], env=around, check=True, capture_output=True, timeout=600)
+        return int(done.stdout.split()[-1])
+
+    assert tries() > 0
+    assert tries() == 0

@@ -22,12 +22,14 @@ ROOT = Path(__file__).parents[1]
 DRAWING = """
     __main__ → cli
     cli → root artifact bench analysis scenes models
-    root → backend dry_run artifact auto families.trace
+    root → backend dry_run once artifact auto families.trace
     bench → root artifact journal metrics scenes models datasets ops
     auto → dry_run journal metrics models
     analysis → root metrics
     artifact → recipes rewrite caches families.trace
     dry_run → backend
+    once → backend kept
+    kept →
     backend → breaks densities probes handouts recipes rewrite caches families.trace graph
     caches → sources
     breaks → report families.shim graph

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vggt_compile.dry_run import explain as explain
     from vggt_compile.families.trace import prepare as prepare
     from vggt_compile.families.trace import unprepare as unprepare
+    from vggt_compile.once import compile_once as compile_once
     from vggt_compile.plan import Plan as Plan
     from vggt_compile.probes import Probes as Probes
     from vggt_compile.probes import collect_probes as collect_probes
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "vggt_sparse": "backend",
+    "compile_once": "once",
     "explain": "dry_run",
     "export": "artifact.build",
     "find_plan": "auto.find",
