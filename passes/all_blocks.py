@@ -26,16 +26,14 @@ def all_blocks(site: Site, state: AttentionState, edit: Editor) -> AttentionStat
     if state.own is not None or state.key_log_weight is not None:  # PyTorch's attention could not do that anyway
         return state.then("blocks", "all")
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
-    refusal = _refusal(edit, q, k, v)
+    refusal = _refusal(q, k, v)
     if refusal is None:
         return state.then("blocks", "all", q=q, k=k, v=v, hopper=True)
     return replace(state, q=q, k=k, v=v, left=refusal) if state.axes else Skip(refusal)
 
 
-def _refusal(edit: Editor, q: Node, k: Node, v: Node) -> str | None:
+def _refusal(q: Node, k: Node, v: Node) -> str | None:
     """Why PyTorch's attention is to compute these."""
-    if edit.portable:
-        return "PyTorch's attention stays: an artifact cannot take the kernel for Hopper GPUs along"
     tensors = (value(q), value(k), value(v))
     if not hopper.here(tensors[0].device):
         return "PyTorch's attention stays: the kernel that is faster is for Hopper GPUs"

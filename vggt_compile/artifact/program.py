@@ -44,7 +44,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(torch.no_grad())
         with nullcontext() if precision == "fp32" else _under_autocast(model, device):
             gm = _in_one_graph(_export(model, images, span))
-        report = rewrite(gm, plan, strict=strict, guard=False, portable=True)
+        report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)
         exported = _export(gm, images, span)
