@@ -38,6 +38,7 @@ PLANS: dict[str, Any] = {
     },
     "blocks": {"layers": {"*": {"blocks": {"method": "predict", "keep": 0.5, "cdf": 0.4, "most": 1.0}}}},
 }
+SMALL_BLOCKS = {"method": "predict", "q_block": 16, "k_block": 16}
 
 
 def shallow_vggt(layers: int = 2) -> nn.Module:
@@ -134,6 +135,16 @@ def test_autocast_is_part_of_the_program_and_rounded_weights_change_no_bit() -> 
     assert heads
     assert {stored[name].dtype for name in heads} == {torch.float32}
     assert stored["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
+
+
+def test_under_autocast_attention_may_lie_otherwise_than_the_model_has_it() -> None:
+    """Casts take the place of regions, and views that of reshapes, which chosen blocks could not be read through."""
+    model, plan = build(replace(SPEC, head_dim=32)), {"layers": {"*": {"blocks": SMALL_BLOCKS}}}
+    made, x = traced(model, Span((3, 40), (1, 1), (4, 6)), plan, "autocast"), scene(frames=9)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = jit(model, plan, x)
+    with torch.no_grad():
+        assert torch.equal(made.exported.module()(x), want)
 
 
 # Ranges

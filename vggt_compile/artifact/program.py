@@ -80,6 +80,9 @@ def _in_one_graph(exported: ExportedProgram) -> GraphModule:
     flat = exported.run_decompositions({}).module(check_guards=False)
     for node, path in zip(_attentions(flat), stacks, strict=True):
         node.meta["nn_module_stack"] = path
+    for node in flat.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default  # a rewrite may lay out anew what was viewed
+    flat.recompile()
     return flat
 
 
