@@ -19,6 +19,6 @@ def all_blocks(site: Site, state: AttentionState, edit: Editor) -> AttentionStat
         return Skip("blocks are not chosen after scope yet")
     if not state.axes:
         q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
-        if (reason := refusal(edit, q, k, v)) is not None:
+        if (reason := refusal(q, k, v)) is not None:
             return Skip(reason)
     return state.then("blocks", "all")

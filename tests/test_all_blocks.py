@@ -235,13 +235,14 @@ def test_other_attention_keeps_its_own_reason() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_artifacts_have_pytorchs_attention() -> None:
-    gm, _ = exported(build(SPEC).bfloat16(), scene(), {})
-    before = nodes(gm)
-    report = rewrite(gm, Plan.read(ALL), guard=False, portable=True)
-    assert nodes(gm) == before
-    why = STAYS + "an artifact cannot take the kernel for Hopper GPUs along"
-    assert [row.reason for row in report.global_rows] == [why] * 2
+def test_artifacts_have_it_too() -> None:
+    model, x = build(SPEC).bfloat16(), scene()
+    gm, _ = exported(model, x, {})
+    report = rewrite(gm, Plan.read(ALL), guard=False, strict=True)
+    assert [row.implementation for row in report.global_rows] == ["hopper"] * 2
+    assert sum(node.target is OURS for node in gm.graph.nodes) == 2
+    with torch.no_grad():
+        assert_as_accurate(gm(x), model(x), model.double()(x.double()))
 
 
 # In plans

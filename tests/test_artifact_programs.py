@@ -24,8 +24,6 @@ from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
 from vggt_compile.models.presets import VGGT_PRESETS
-from vggt_compile.ops import attention as attention_module
-from vggt_compile.ops import hopper
 from vggt_compile.plan import Plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -40,6 +38,7 @@ PLANS: dict[str, Any] = {
     },
     "blocks": {"layers": {"*": {"blocks": {"method": "predict", "keep": 0.5, "cdf": 0.4, "most": 1.0}}}},
 }
+SMALL_BLOCKS = {"method": "predict", "q_block": 16, "k_block": 16}
 
 
 def shallow_vggt(layers: int = 2) -> nn.Module:
@@ -138,30 +137,14 @@ def test_autocast_is_part_of_the_program_and_rounded_weights_change_no_bit() -> 
     assert stored["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
 
 
-# Operators that need this package
-
-
-def test_a_program_asks_for_kernels_that_it_can_take_along() -> None:
-    """Every attention of ours says so, and on a Hopper GPU that keeps the opaque operator out of the graph."""
-    graph = traced(shallow_vggt(), Span((4, 4), (1, 1), (28, 42)), PLANS["blocks"]).exported.graph
-    ours = torch.ops.vggt_compile.attention.default
-    calls = [node for node in graph.nodes if node.target is ours]
-    assert len(calls) == 2
-    position = [argument.name for argument in ours._schema.arguments].index("portable")
-    assert all(node.kwargs.get("portable", node.args[position:] and node.args[position]) is True for node in calls)
-
-
-@pytest.mark.parametrize("portable", [False, True])
-def test_the_kernel_for_hopper_is_for_graphs_that_stay_here(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
-    triton = pytest.importorskip("vggt_compile.ops.attention_kernel", reason="needs Triton")
-    used: list[str] = []
-    monkeypatch.setattr(hopper, "here", lambda device: True)
-    monkeypatch.setattr(triton, "launch", lambda x: used.append("triton") or x.q.clone())
-    monkeypatch.setattr(attention_module, "attention_hopper", lambda q, *rest: used.append("hopper") or q.clone())
-    with torch._subclasses.FakeTensorMode():
-        q = torch.empty(1, 2, 300, 64, dtype=torch.bfloat16, device="cuda")
-        attention_module.attention._init_fn(q, q, q, portable=portable)
-    assert used == ["triton" if portable else "hopper"]
+def test_under_autocast_attention_may_lie_otherwise_than_the_model_has_it() -> None:
+    """Casts take the place of regions, and views that of reshapes, which chosen blocks could not be read through."""
+    model, plan = build(replace(SPEC, head_dim=32)), {"layers": {"*": {"blocks": SMALL_BLOCKS}}}
+    made, x = traced(model, Span((3, 40), (1, 1), (4, 6)), plan, "autocast"), scene(frames=9)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = jit(model, plan, x)
+    with torch.no_grad():
+        assert torch.equal(made.exported.module()(x), want)
 
 
 # Ranges

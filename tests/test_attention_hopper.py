@@ -14,6 +14,7 @@ from numerics import assert_as_accurate
 
 from vggt_compile.ops import hopper
 from vggt_compile.ops.attention import attention, reference
+from vggt_compile.ops.hopper_variant import variant
 from vggt_compile.ops.operands import Operands
 
 triton = pytest.importorskip("triton")
@@ -155,9 +156,12 @@ def compiled(x: Operands) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from vggt_compile.ops.attention_hopper_kernel import _arguments, attention_hopper
+    from vggt_compile.ops.attention_hopper_kernel import _arguments, attention_hopper, constants
 
-    given = _arguments(x) | {"out": x.q, "longest": torch.empty(1)}
+    made_for = variant(x)
+    assert made_for is not None
+    order = x.q if x.block_count is None else x.block_count
+    given = _arguments(x, made_for) | constants(made_for) | {"out": x.q, "order": order, "longest": torch.empty(1)}
     signature = {name: _type(name, given[name]) for name in attention_hopper.arg_names}
     names = attention_hopper.arg_names
     constants = {(names.index(name),): given[name] for name in names if signature[name] == "constexpr"}

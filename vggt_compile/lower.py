@@ -79,4 +79,4 @@ class Lowering:
             given |= {"own_k": own_k, "own_v": own_v, "own": state.own.read}
         if state.key_log_weight is not None:
             given |= {"key_log_weight": state.key_log_weight}
-        return given | {"portable": True} if given and self.edit.portable else given
+        return given

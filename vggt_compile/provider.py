@@ -28,13 +28,11 @@ def provided(site: Site, state: AttentionState, edit: Editor) -> AttentionState:
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
     if value(q).shape[0] != value(site.call.q).shape[0]:
         return state
-    return replace(state, q=q, k=k, v=v, hopper=refusal(edit, q, k, v) is None)
+    return replace(state, q=q, k=k, v=v, hopper=refusal(q, k, v) is None)
 
 
-def refusal(edit: Editor, q: Node, k: Node, v: Node) -> str | None:
+def refusal(q: Node, k: Node, v: Node) -> str | None:
     """Why PyTorch's attention is to compute these."""
-    if edit.portable:
-        return "PyTorch's attention stays: an artifact cannot take the kernel for Hopper GPUs along"
     tensors = (value(q), value(k), value(v))
     if not hopper.here(tensors[0].device):
         return "PyTorch's attention stays: the kernel that is faster is for Hopper GPUs"

@@ -39,7 +39,6 @@ def rewrite(
     strict: bool = False,
     guard: bool = True,
     densities: bool = False,
-    portable: bool = False,
     probes: bool = False,
 ) -> Report:
     """Apply a plan to a traced graph, in place.
@@ -49,7 +48,6 @@ def rewrite(
         strict: raise NotRewritten where a layer that the plan names is not rewritten.
         guard: whether `min_tokens` may add a guard; export cannot, and decides by what is known for all sizes.
         densities: append outputs to the graph, the density [B, H] of each row of the report that is `measured`.
-        portable: use no operator that needs this package where the graph runs, as an artifact must.
         probes: append what the plan measures, one output for each entry of the report's `observed`.
 
     Returns:
@@ -58,7 +56,7 @@ def rewrite(
     report = Report(plan=plan.name)
     for part in dialect.parts(gm):
         whole = part.gm is gm
-        _GraphRewrite(part, plan, guard, report, densities and whole, probes and whole, portable).run()
+        _GraphRewrite(part, plan, guard, report, densities and whole, probes and whole).run()
     if densities and any(row.implementation == "block-sparse" and not row.measured for row in report.rows):
         report.notes.append("densities of attentions in sub-graphs are not handed out")
     if strict:
@@ -82,18 +80,11 @@ class _GraphRewrite:
     """One graph on its way through the driver."""
 
     def __init__(
-        self,
-        part: dialect.Part,
-        plan: Plan,
-        guard: bool,
-        report: Report,
-        densities: bool,
-        probes: bool,
-        portable: bool,
+        self, part: dialect.Part, plan: Plan, guard: bool, report: Report, densities: bool, probes: bool
     ) -> None:
         self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
         self.symbols = Symbols(self.gm.graph)
-        self.edit = Editor(part, self.symbols, portable=portable)
+        self.edit = Editor(part, self.symbols)
         self.lowering = Lowering(self.edit, densities=densities)
         self.lowered: list[Lowered] = []
         self.observers = Observers(plan.probe if probes else (), self.edit, self.symbols, report)

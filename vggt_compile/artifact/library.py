@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vggt_compile import caches
 from vggt_compile.artifact import convolutions
+from vggt_compile.artifact.kernels import c_functions
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
@@ -34,8 +35,10 @@ class Library:
 
 def library(made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any]) -> Library:
     """Compile a program. The first one holds its weights, others are given them when they are loaded."""
+    shims = "aot_inductor.custom_ops_to_c_shims"
     settings = {
         **inductor,
+        shims: {**inductor.get(shims, {}), **c_functions(made.exported)},
         "aot_inductor.package": True,
         "aot_inductor.output_path": str(folder / name),
         "aot_inductor.package_constants_in_so": not first,

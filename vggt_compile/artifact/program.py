@@ -44,7 +44,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(torch.no_grad())
         with nullcontext() if precision == "fp32" else _under_autocast(model, device):
             gm = _in_one_graph(_export(model, images, span))
-        report = rewrite(gm, plan, strict=strict, guard=False, portable=True)
+        report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)
         exported = _export(gm, images, span)
@@ -80,6 +80,9 @@ def _in_one_graph(exported: ExportedProgram) -> GraphModule:
     flat = exported.run_decompositions({}).module(check_guards=False)
     for node, path in zip(_attentions(flat), stacks, strict=True):
         node.meta["nn_module_stack"] = path
+    for node in flat.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default  # a rewrite may lay out anew what was viewed
+    flat.recompile()
     return flat
 
 

@@ -20,13 +20,10 @@ from vggt_compile.site import Size
 
 
 class Editor:
-    """Adds calls before one node, each with its fake value and the module path of that node.
+    """Adds calls before one node, each with its fake value and the module path of that node."""
 
-    `portable` says that the graph is to run where this package may not be.
-    """
-
-    def __init__(self, part: Part, symbols: Symbols, *, portable: bool = False) -> None:
-        self.symbols, self.portable = symbols, portable
+    def __init__(self, part: Part, symbols: Symbols) -> None:
+        self.symbols = symbols
         self._gm, self._graph = part.gm, part.gm.graph
         self._around, self._opened = part.autocast, autocasts(self._graph)
         self._key = value_key(part.gm.graph)

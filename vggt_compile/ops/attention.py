@@ -1,7 +1,7 @@
 """Attention in which every query block reads its own list of key blocks, keys carry weights, and some are always read.
 
 The function `reference` is the operator's definition, its path on the CPU, and the oracle of its tests. On CUDA the
-same function is one kernel: on Hopper `attention_hopper` where it suits, else `attention_kernel`.
+same function is one kernel: on Hopper `hopper.attend` where it suits, else `attention_kernel`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import triton_op
 
-from vggt_compile.ops.hopper import attention_hopper, suits
+from vggt_compile.ops.hopper import attend, suits
 from vggt_compile.ops.operands import Operands
 from vggt_compile.ops.sizes import pieces
 
@@ -36,7 +36,6 @@ def attention(
     own_v: Tensor | None = None,
     own: Tensor | None = None,
     scale: float | None = None,
-    portable: bool = False,
 ) -> Tensor:
     """softmax(scale·q kᵀ + key_log_weight) v over the keys that each query block reads; fp32 inside, v.dtype outside.
 
@@ -52,9 +51,7 @@ def attention(
 
     A query that reads no key at all gives zeros. The result [B, H, M, D] lies in memory token by token, [B, M, H, D],
     as that of `scaled_dot_product_attention` does. Strides are free but for the last one, so q, k and v may be views of
-    one fused projection. `scale` is positive, D^-½ unless given. With `portable` only
-    kernels that a compiler can take into its own code compute it, which an artifact needs where this package is not.
-    There is no gradient.
+    one fused projection. `scale` is positive, D^-½ unless given. There is no gradient.
 
     Raises ValueError for shapes and dtypes that do not fit each other, NotImplementedError on a backward pass.
     """
@@ -63,8 +60,8 @@ def attention(
     operands = Operands(q, k, v, *blocks, key_log_weight, own_k, own_v, own, scale)
     operands.check()
     if q.device.type == "cuda":
-        if not portable and suits(operands):
-            return attention_hopper(q, k, v, *blocks, own_k, own_v, own, scale)
+        if suits(operands):
+            return attend(operands)
         from vggt_compile.ops.attention_kernel import launch  # Triton may be missing where there is no GPU
 
         return launch(operands)
@@ -87,7 +84,6 @@ def _shape(
     own_v: Tensor | None = None,
     own: Tensor | None = None,
     scale: float | None = None,
-    portable: bool = False,
 ) -> Tensor:
     """What tracing needs to know, without a trace of the whole reference for every layer."""
     blocks = (block_index, block_count, always, q_block, k_block)

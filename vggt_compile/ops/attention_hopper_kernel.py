@@ -40,15 +40,18 @@ from vggt_compile.ops.hopper_softmax_kernel import (
     with_own_key,
 )
 from vggt_compile.ops.hopper_units_kernel import load_tiles, masked, runs_of
-from vggt_compile.ops.longest_key_kernel import longest_key
+from vggt_compile.ops.hopper_variant import Variant, variant
 from vggt_compile.ops.operands import Operands
-from vggt_compile.ops.tiles import longest_first
+from vggt_compile.ops.sizes import cdiv
 
 LOG2E = 1.4426950408889634
 
 # What Triton 3.6 has under other names than 3.9.
 IS_PUBLIC = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 group_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+
+WARPS = 4
+"""Warps that a program starts with; its two groups and the loading warp are in partitions beside them."""
 
 RING = 160 * 2**10
 """Bytes of the ring of keys and values: with the queries, what a multiprocessor of sm_90 has, and a little less."""
@@ -206,53 +209,65 @@ def attention_hopper(
     )
 
 
-def launch(x: Operands) -> Tensor:
-    """The result [B, H, M, D] of `attention`, stored token by token, of operands that `hopper.suits`."""
+def launch(x: Operands, order: Tensor | None, longest: Tensor) -> Tensor:
+    """The result [B, H, M, D] of `attention`, stored token by token, of operands that `hopper.suits`.
+
+    `order` and `longest` as in `hopper.attention_hopper`, which has a second launch: hopper_launch.cpp.
+    """
     batch, heads, queries, head_dim = x.q.shape
     out = x.v.new_empty(batch, queries, heads, head_dim)
-    arguments = _arguments(x) | {"out": out, "longest": longest_key(x.k)}
-    programs = batch * heads * arguments["q_blocks"] * (arguments["Q_BLOCK"] // 128)
-    attention_hopper[(programs,)](**arguments, num_warps=4)
+    made_for = variant(x)
+    assert made_for is not None
+    arguments = _arguments(x, made_for) | {"out": out, "order": x.q if order is None else order, "longest": longest}
+    programs = batch * heads * arguments["q_blocks"] * (made_for.q_block // 128)
+    attention_hopper[(programs,)](**arguments, **constants(made_for), num_warps=WARPS)
     return out.transpose(1, 2)
 
 
-def _arguments(x: Operands) -> dict[str, Any]:
-    """What the kernel is given; where an operand is not given, q holds its place and is not read."""
-    heads, queries, head_dim = x.q.shape[1:]
-    lists = x.block_index is not None and x.block_count is not None
+def _arguments(x: Operands, made_for: Variant) -> dict[str, Any]:
+    """What the kernel reads when it runs; where an operand is not given, q holds its place and is not read."""
+    heads, queries = x.q.shape[1:3]
     own_k, own_v = (x.q if y is None else y for y in (x.own_k, x.own_v))
-    q_block = x.q_block if lists else 128
-    units = 2 if head_dim <= 64 else 1  # beyond, two units side by side are not one tile in shared memory
     return {
         **{f"{name}_desc": _described(y) for name, y in (("q", x.q), ("k", x.k), ("v", x.v))},
-        "index": x.q if x.block_index is None else x.block_index.contiguous(),
-        "count": x.q if x.block_count is None else x.block_count.contiguous(),
-        "order": x.q if x.block_count is None else longest_first(x.block_count),
+        "index": x.q if x.block_index is None else x.block_index,
+        "count": x.q if x.block_count is None else x.block_count,
         "own_k": own_k,
         "own_v": own_v,
-        "own": x.q if x.own is None else x.own.contiguous(),
+        "own": x.q if x.own is None else x.own,
         **{f"own_k_{axis}": own_k.stride(i) for i, axis in enumerate("bht")},
         **{f"own_v_{axis}": own_v.stride(i) for i, axis in enumerate("bht")},
         "heads": heads,
         "queries": queries,
         "tokens": x.k.shape[2],
-        "always": x.always if lists else x.k.shape[2],
-        "q_blocks": (queries + q_block - 1) // q_block,
+        "always": x.always if made_for.lists else x.k.shape[2],
+        "q_blocks": cdiv(queries, made_for.q_block),
         "capacity": 0 if x.block_index is None else x.block_index.shape[3],
         "scale": x.scale * LOG2E,
-        "D": head_dim,
-        "Q_BLOCK": q_block,
-        "K_BLOCK": x.k_block if lists else 64,
+    }
+
+
+def constants(made_for: Variant) -> dict[str, Any]:
+    """What the kernel is compiled for: nothing here depends on how many tokens there are."""
+    units = 2 if made_for.head_dim <= 64 else 1  # beyond, two units side by side are not one tile in shared memory
+    return {
+        "D": made_for.head_dim,
+        "Q_BLOCK": made_for.q_block,
+        "K_BLOCK": made_for.k_block,
         "UNITS": units,
-        "STAGES": min(8, RING // (units * 64 * head_dim * 4)),
-        "LISTS": lists,
-        "OWN": x.own is not None,
+        "STAGES": min(8, RING // (units * 64 * made_for.head_dim * 4)),
+        "LISTS": made_for.lists,
+        "OWN": made_for.own,
     }
 
 
 def _described(x: Tensor) -> TensorDescriptor:
     """Loads of 64 tokens of one head of [B, H, T, D]; beyond the end there are zeros."""
-    block = [1, 1, 64, x.shape[3]]
-    dtype = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
-    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+    block, layout = loaded_at_once(x.dtype, x.shape[3])
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout)
+
+
+def loaded_at_once(dtype: torch.dtype, head_dim: int) -> tuple[list[int], gl.NVMMASharedLayout]:
+    """The block of a descriptor, and how it lies in shared memory."""
+    block = [1, 1, 64, head_dim]
+    return block, gl.NVMMASharedLayout.get_default_for(block, gl.float16 if dtype == torch.float16 else gl.bfloat16)

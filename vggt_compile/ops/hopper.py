@@ -1,6 +1,8 @@
 """Which attention the kernel for Hopper can do, and that kernel as an operator of its own.
 
-It is opaque to compilers: Inductor can inline kernels of Triton, but not of Gluon. `attention` calls it where it suits.
+It is opaque to compilers: Inductor can inline kernels of Triton, but not of Gluon. What it needs beside its operands is
+computed before it, where compilers see it. `attention` calls it where it suits; in an artifact hopper_launch.cpp is the
+operator.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from vggt_compile.ops.hopper_variant import variant
 from vggt_compile.ops.operands import Operands
+from vggt_compile.ops.tiles import longest_first
 
 ALIGNMENT = 16
 """Bytes: what the tensor memory accelerator asks of addresses and strides."""
@@ -21,12 +25,10 @@ ALIGNMENT = 16
 
 def suits(x: Operands) -> bool:
     """Whether the kernel for Hopper computes these operands; sizes may be symbols."""
-    if not (x.q.dtype in (torch.bfloat16, torch.float16) and x.q.shape[3] in (32, 64, 128)):
-        return False
-    if x.key_log_weight is not None or (x.block_index is not None and (x.q_block % 128 or x.k_block % 64)):
+    if variant(x) is None or not here(x.q.device):
         return False
     own = (y for y in (x.own_k, x.own_v) if y is not None)
-    return here(x.q.device) and all(map(_loadable, (x.q, x.k, x.v))) and all(y.stride(-1) == 1 for y in own)
+    return all(map(_loadable, (x.q, x.k, x.v))) and all(y.stride(-1) == 1 for y in own)
 
 
 @functools.cache
@@ -46,6 +48,18 @@ def _loadable(x: Tensor) -> bool:
     return bool(inner == 1 and aligned and x.storage_offset() * x.element_size() % ALIGNMENT == 0)
 
 
+def attend(x: Operands) -> Tensor:
+    """`attention` of operands that `suits`."""
+    from vggt_compile.ops.longest_key_kernel import longest_key  # Triton may be missing where there is no GPU
+
+    lists: tuple[Tensor | None, ...] = (None, None, None)
+    if x.block_index is not None and x.block_count is not None:
+        lists = x.block_index.contiguous(), x.block_count.contiguous(), longest_first(x.block_count)
+    own = None if x.own is None else x.own.contiguous()
+    blocks = (x.always, x.q_block, x.k_block)
+    return attention_hopper(x.q, x.k, x.v, *lists, longest_key(x.k), *blocks, x.own_k, x.own_v, own, x.scale)
+
+
 @custom_op("vggt_compile::attention_hopper", mutates_args=())
 def attention_hopper(
     q: Tensor,
@@ -53,6 +67,8 @@ def attention_hopper(
     v: Tensor,
     block_index: Tensor | None,
     block_count: Tensor | None,
+    order: Tensor | None,
+    longest: Tensor,
     always: int,
     q_block: int,
     k_block: int,
@@ -61,11 +77,11 @@ def attention_hopper(
     own: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """`attention` of operands that `suits`."""
+    """The kernel alone: `order` as `longest_first` gives it, `longest` as `longest_key` does; lists and `own` dense."""
     from vggt_compile.ops.attention_hopper_kernel import launch  # Gluon may be missing where there is no GPU
 
     blocks = (block_index, block_count, always, q_block, k_block)
-    return launch(Operands(q, k, v, *blocks, None, own_k, own_v, own, scale))
+    return launch(Operands(q, k, v, *blocks, None, own_k, own_v, own, scale), order, longest)
 
 
 @attention_hopper.register_fake

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 
 from vggt_compile.ops.sizes import cdiv
 
@@ -22,7 +23,9 @@ def longest_key(k: Tensor) -> Tensor:
     """[B, H, N, D] of any strides → [B, H] in fp32: the square of the length of the longest key."""
     batch, heads, tokens, width = k.shape
     longest = torch.zeros((batch, heads), dtype=torch.float32, device=k.device)
-    _longest[(cdiv(tokens, TOKENS * TILES), heads, batch)](
+    # Under the interpreter the kernel is not one that torch could trace.
+    kernel = wrap_triton(_longest) if isinstance(_longest, triton.JITFunction) else _longest
+    kernel[(cdiv(tokens, TOKENS * TILES), heads, batch)](
         k, longest, *k.stride(), tokens, D=width, WIDTH=triton.next_power_of_2(width), TOKENS=TOKENS, TILES=TILES
     )
     return longest
