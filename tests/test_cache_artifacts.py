@@ -9,6 +9,7 @@ import pytest
 import torch
 from cache_run import Trunk, images, trunk
 from torch import Tensor
+from torch._dynamo.package import DiskDynamoCache
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.autotune_cache import AutotuneCache
 
@@ -50,6 +51,20 @@ def test_caches_of_other_sources_are_not_used(tmp_path: Path, monkeypatch: pytes
     second, *seen = compiled_anew(tmp_path / "two", monkeypatch)
     assert seen == [0, 1]
     assert torch.equal(first, second)
+
+
+def test_graphs_found_by_their_functions_name_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch would give them to a process with another plan."""
+    kept_there = DiskDynamoCache(str(tmp_path / "dynamo"))
+    monkeypatch.setattr(kept_there, "path_prefix", lambda: str(tmp_path / "dynamo"))
+    monkeypatch.setattr("torch._dynamo.package.DynamoCache", kept_there)
+    monkeypatch.setattr("torch._dynamo.precompile_context.DynamoCache", kept_there)
+    with torch._dynamo.config.patch(caching_precompile=True):
+        framed, *_ = compiled_anew(tmp_path, monkeypatch)
+        torch.compiler.save_cache_artifacts()
+        dense, *_ = compiled_anew(tmp_path, monkeypatch, {})
+    assert not torch.equal(framed, dense)
+    assert torch.equal(dense, compiled_anew(tmp_path, monkeypatch, {})[0])
 
 
 def test_inside_a_compile_a_tuned_kernel_is_where_others_leave_it(tmp_path: Path) -> None:

@@ -25,13 +25,19 @@ def told() -> Iterator[None]:
     Both go into a setting of Inductor's that is part of every key. `torch.compiler.config.cache_key_tag` is not for
     this: it also names the files of how a kernel was cut best, and the processes that compile kernels do not have it,
     so a second process looked for other files and tried everything out again.
+
+    What torch keeps under TORCH_CACHING_PRECOMPILE is found by name and line of a function, whatever the backend and
+    its options. Another plan would get these graphs, so they are not kept there.
     """
     functions = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
     kept = {f"{function.__module__}.{function.__name__}": torch.__version__ for function in functions}
     kept |= {f"{loop.__module__}.{loop.__name__}": torch.__version__ for loop in (scan_op, while_loop_op)}
     known = torch._inductor.config.unsafe_marked_cacheable_functions
     own = "-".join(filter(None, (source_hash(), autocast())))
-    with torch._inductor.config.patch(unsafe_marked_cacheable_functions={**kept, **known, "vggt_compile": own}):
+    with (
+        torch._inductor.config.patch(unsafe_marked_cacheable_functions={**kept, **known, "vggt_compile": own}),
+        torch._dynamo.config.patch(caching_precompile=False),
+    ):
         yield
 
 
