@@ -43,7 +43,7 @@ DRAWING = """
     unmet → plan report registry
     observe → graph plan report
     sources → registry
-    passes → registry graph ops
+    passes → registry provider graph ops
     passes.lift_attention → graph
     families → registry
     graph → registry
