@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.edit import Editor
@@ -23,11 +24,10 @@ def provided(site: Site, state: AttentionState, edit: Editor) -> AttentionState:
     Attention inside frames or groups stays PyTorch's: many short sequences were not timed.
     """
     weighted = state.own is not None or state.key_log_weight is not None
-    if weighted or state.blocks is not None or "scope" in state.axes:
+    same_batch = statically_known_true(value(state.q).shape[0] == value(site.call.q).shape[0])
+    if weighted or state.blocks is not None or "scope" in state.axes or not same_batch:
         return state
     q, k, v = (edit.cast(x, site.dtype) for x in (state.q, state.k, state.v))
-    if value(q).shape[0] != value(site.call.q).shape[0]:
-        return state
     return replace(state, q=q, k=k, v=v, hopper=refusal(q, k, v) is None)
 
 

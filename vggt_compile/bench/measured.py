@@ -115,16 +115,17 @@ def _accuracy(recipe: Recipe, folder: Path) -> list[str]:
 def _is(written: dict, plan: Plan, model: str) -> bool:
     """Whether a plan of a file does the same to a model; plans in the words of another version are not known."""
     family, found = model.partition("-")[0], _known(written)
-    return found is not None and (found.rules_for(family), found.min_tokens) == (
-        plan.rules_for(family),
-        plan.min_tokens,
-    )
+    return found is not None and _acts(found, family) == _acts(plan, family)
 
 
 def _reads_as(written: dict, plan: Plan, model: str) -> bool:
     """Whether a plan of a file leaves out the same, whoever computes what is left."""
     family, found = model.partition("-")[0], _known(written)
     return found is not None and _left_out(found, family) == _left_out(plan, family)
+
+
+def _acts(plan: Plan, family: str) -> tuple[object, ...]:
+    return plan.rules_for(family), plan.min_tokens
 
 
 def _left_out(plan: Plan, family: str) -> tuple[object, ...]:
