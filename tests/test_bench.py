@@ -160,9 +160,10 @@ def test_what_has_not_compiled_in_time_is_not_timed(monkeypatch, tmp_path):
 
 
 def test_compiling_together_takes_small_counts_of_both_graphs():
-    assert model.small_counts(Settings("", frames=(300, 8, 32, 100))) == [32, 8]
-    assert model.small_counts(Settings("", frames=(100, 32))) == [32]
-    assert model.small_counts(Settings("", frames=(8, 16))) == [8]
+    assert model.compiling_counts(Settings("", frames=(300, 8, 32, 100))) == [32, 8]
+    assert model.compiling_counts(Settings("", frames=(100, 32))) == [32]
+    assert model.compiling_counts(Settings("", frames=(8, 16))) == [8]
+    assert model.compiling_counts(Settings("", frames=(800, 1000), compile_at=(672,))) == [672]
 
 
 def test_long_runs_are_repeated_less():

@@ -30,9 +30,10 @@ MODELS = {"vggt": "VGGT-1B", "pi3": "π³", "fastvggt": "FastVGGT's own code"}
 class Settings:
     """What is measured. `size` is height, width in pixels; `repeats` are warm calls by frame count.
 
-    From `long` frames on the first call is the only one: after a smaller count it compiles nothing. `plans` are more
-    variants, by name. With `parts` one more call at each count tells where the time goes. A variant whose turn comes
-    after `minutes` is not timed.
+    From `long` frames on a first call that takes long is the only one: after a smaller count it compiles nothing.
+    `plans` are more variants, by name. With `parts` one more call at each count tells where the time goes. A variant
+    whose turn comes after `minutes` is not timed. Where variants compile together they do it at `compile_at` frames:
+    from 672 of 392×518 pixels on, the code of VGGT-1B needs indices of 64 bits that it does not need below.
     """
 
     upstream: str
@@ -44,6 +45,7 @@ class Settings:
     plans: dict[str, Any] = field(default_factory=dict)
     parts: bool = False
     minutes: float = 24 * 60
+    compile_at: tuple[int, ...] = ()
 
     def repeats(self) -> dict[str, int]:
         return {str(n): 7 if n <= 32 else 3 if n <= 100 else int(n < self.long) for n in self.frames}
@@ -100,8 +102,10 @@ def cold_counts(name: str, settings: Settings) -> list[Sequence[int]]:
     return [(max(n for n in settings.frames if n <= 100), min(settings.frames))]
 
 
-def small_counts(settings: Settings) -> list[int]:
-    """The same two graphs, of counts so small that many processes have room on one GPU."""
+def compiling_counts(settings: Settings) -> list[int]:
+    """The same two graphs, of counts so small that many processes have room on one GPU, unless told which."""
+    if settings.compile_at:
+        return list(settings.compile_at)
     ordered = sorted(settings.frames)
     return sorted({ordered[0], next((n for n in ordered if n >= 24), ordered[0])}, reverse=True)
 
@@ -122,7 +126,7 @@ def start(phase: str, name: str, frames: Sequence[int], settings: Settings, work
         "variant": name,
         "phase": phase,
         "rows": rows,
-        "compile_first": small_counts(settings),
+        "compile_first": compiling_counts(settings),
         "compiled": str(compiled(work, name)),
         "plan": (SPARSE | settings.plans).get(plan, plan),
         "off": off,
