@@ -23,6 +23,8 @@ from vggt_compile.errors import BadInput
 
 PHASES = ("cold", "warm")
 TOGETHER = "together"
+COMPILE_WITH = 64
+"""Frames that run where code for many more is made."""
 MODELS = {"vggt": "VGGT-1B", "pi3": "π³", "fastvggt": "FastVGGT's own code"}
 
 
@@ -32,8 +34,9 @@ class Settings:
 
     From `long` frames on a first call that takes long is the only one: after a smaller count it compiles nothing.
     `plans` are more variants, by name. With `parts` one more call at each count tells where the time goes. A variant
-    whose turn comes after `minutes` is not timed. Where variants compile together they do it at `compile_at` frames:
-    from 672 of 392×518 pixels on, the code of VGGT-1B needs indices of 64 bits that it does not need below.
+    whose turn comes after `minutes` is not timed. Where variants compile together, small counts are run; the code that
+    they make is that for `compile_for` frames if it is not 0: from 672 frames of 392×518 pixels on, VGGT-1B needs
+    indices of 64 bits, which a graph made for fewer frames has not.
     """
 
     upstream: str
@@ -45,7 +48,7 @@ class Settings:
     plans: dict[str, Any] = field(default_factory=dict)
     parts: bool = False
     minutes: float = 24 * 60
-    compile_at: tuple[int, ...] = ()
+    compile_for: int = 0
 
     def repeats(self) -> dict[str, int]:
         return {str(n): 7 if n <= 32 else 3 if n <= 100 else int(n < self.long) for n in self.frames}
@@ -103,9 +106,9 @@ def cold_counts(name: str, settings: Settings) -> list[Sequence[int]]:
 
 
 def compiling_counts(settings: Settings) -> list[int]:
-    """The same two graphs, of counts so small that many processes have room on one GPU, unless told which."""
-    if settings.compile_at:
-        return list(settings.compile_at)
+    """The same two graphs, of counts so small that many processes have room on one GPU."""
+    if settings.compile_for:
+        return [COMPILE_WITH]
     ordered = sorted(settings.frames)
     return sorted({ordered[0], next((n for n in ordered if n >= 24), ordered[0])}, reverse=True)
 

@@ -23,8 +23,6 @@ from vggt_compile.bench.parts import milliseconds, profiled
 
 BRIEF = 20.0
 """Seconds under which a first call is made once more, whatever the count."""
-MEMORY_TURNS = 30
-"""How often a first call is tried while other processes hold the memory that it needs."""
 COMPARED = {
     "vggt": ("pose_enc", "depth", "world_points"),
     "fastvggt": ("pose_enc", "depth", "world_points"),
@@ -136,18 +134,12 @@ def graphs() -> int:
 
 
 def first_call(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Tracing, compiling and running, beside other processes that do the same and leave memory when they are done."""
+    """Tracing, compiling and running, beside other processes that do the same."""
     images = views(frames, settings)
+    if settings["compile_for"]:
+        torch._dynamo.mark_dynamic(images, 1, hint_override=settings["compile_for"])
     start = time.perf_counter()
-    for turns_left in reversed(range(MEMORY_TURNS)):
-        try:
-            run(images)
-            break
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if not turns_left:
-                raise
-            time.sleep(5)
+    run(images)
     torch.cuda.synchronize()
     return {"variant": settings["variant"], "frames": frames, "first_s": time.perf_counter() - start}
 

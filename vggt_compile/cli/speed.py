@@ -32,8 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=Settings.minutes, help="with together: what comes later is not timed"
     )
-    help_ = "with together: compile at these counts (default: the least, and the least from 24 frames on)"
-    parser.add_argument("--compile-at", type=int, nargs="+", default=[], metavar="N", help=help_)
+    help_ = "with together: one graph, of code for so many frames, serves all counts"
+    parser.add_argument("--compile-for", type=int, default=Settings.compile_for, metavar="N", help=help_)
     parser.add_argument("--name", default="model", help="of the files in --out (default: model)")
     parser.add_argument("--frames", type=int, nargs="+", default=list(Settings.frames), metavar="N")
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         plans={split_variant(name)[0]: plan.to_json() for name, plan in plans.items() if plan is not None},
         parts=args.parts,
         minutes=args.minutes,
-        compile_at=tuple(args.compile_at),
+        compile_for=args.compile_for,
     )
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
     work.mkdir(parents=True, exist_ok=True)
