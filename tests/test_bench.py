@@ -163,7 +163,7 @@ def test_compiling_together_takes_small_counts_of_both_graphs():
     assert model.compiling_counts(Settings("", frames=(300, 8, 32, 100))) == [32, 8]
     assert model.compiling_counts(Settings("", frames=(100, 32))) == [32]
     assert model.compiling_counts(Settings("", frames=(8, 16))) == [8]
-    assert model.compiling_counts(Settings("", frames=(800, 1000), compile_for=1000)) == [64]
+    assert model.compiling_counts(Settings("", frames=(800, 1000), compile_for=1000)) == [128]
 
 
 def test_long_runs_are_repeated_less():
