@@ -257,6 +257,7 @@ def page(record: dict[str, Any]) -> str:
             tabulate(((r["way"], _deviation(r)) for r in record["checks"]), ("way", "deviation"), tablefmt="github"),
             "\n## What failed\n",
             *(f"- {way}: {why}" for way, why in failures(record)),
+            *(f"\n{note}" for note in record.get("notes", ())),
             "",
         ]
     )
