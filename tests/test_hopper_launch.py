@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import vggt_compile.ops.hopper  # noqa: F401  registers the operator
 from vggt_compile.ops.hopper_variant import Variant
 
 triton = pytest.importorskip("triton")
