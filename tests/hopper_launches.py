@@ -1,7 +1,8 @@
 """A process in which the kernel for Hopper is launched twice for the same operands, by Triton and as in an artifact.
 
-Called by tests/test_hopper_launch.py with a folder; the driver is tests/fake_cuda.c. It prints a JSON line for each
-case: both launches as the driver saw them.
+Called by tests/test_hopper_launch.py with a folder; the driver is tests/fake_cuda.c. MACHINE_CODE_DIR is a cache of
+Triton's in which kernels made ahead of time may lie. It prints a JSON line for each case: both launches as the driver
+saw them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import triton
 from attention_cases import Case, operands
 from torch.utils.cpp_extension import include_paths, library_paths
+from triton import knobs
 
 from vggt_compile.ops import attention_hopper_kernel as kernels
 from vggt_compile.ops.hopper_code_kernel import PARAMETERS, code, parameters
@@ -85,7 +87,9 @@ def built(folder: Path) -> tuple[Driver, ctypes.CDLL]:
     fake, library = Path(__file__).with_name("fake_cuda.c"), ("-shared", "-fPIC")
     subprocess.run(["gcc", *library, f"-I{headers}", "-Wl,-soname,libcuda.so.1", fake, "-o", driver], check=True)
     made_for = {variant(operands(case)) for case in CASES.values()}
-    text.write_text(source(code(one) for one in made_for if one is not None))
+    with knobs.cache.scope():
+        knobs.cache.dir = os.environ["MACHINE_CODE_DIR"]
+        text.write_text(source([code(one) for one in made_for if one is not None]))
     flags = [*(f"-I{path}" for path in [headers, *include_paths()]), "-DUSE_CUDA", "-std=c++20", "-Wall", "-Werror"]
     libraries = [driver, *(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
     subprocess.run(["g++", *library, *flags, text, *libraries, "-o", shim], check=True)

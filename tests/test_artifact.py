@@ -29,13 +29,14 @@ from vggt_compile.plan import Plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 MOST = 40
+ONE = replace(SPEC, pairs=1)
 
 
 @pytest.fixture(scope="module")
 def made(vectors: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two entries, of two frames and of more, and a batch of any size."""
     path = tmp_path_factory.mktemp("artifact") / "model.pt2"
-    vggt_compile.export(build(SPEC), scene(), plan=FRAME, frames=(2, MOST), path=path)
+    vggt_compile.export(build(ONE), scene(), plan=FRAME, frames=(2, MOST), path=path)
     return path
 
 
@@ -47,7 +48,7 @@ def loaded(made: Path) -> Artifact:
 @pytest.mark.parametrize("frames", [2, 3, 8, 17, MOST])
 def test_it_gives_what_the_plan_means(loaded: Artifact, frames: int) -> None:
     x = scene(frames=frames)
-    torch.testing.assert_close(loaded(x), by_hand(build(SPEC), x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(x), by_hand(build(ONE), x), rtol=1e-4, atol=1e-5)
 
 
 def test_one_scene_needs_no_batch(loaded: Artifact) -> None:
@@ -56,7 +57,7 @@ def test_one_scene_needs_no_batch(loaded: Artifact) -> None:
 
 
 def test_weights_are_in_the_file_once_and_in_memory_once(made: Path) -> None:
-    artifact, state = vggt_compile.load(made), build(SPEC).state_dict()
+    artifact, state = vggt_compile.load(made), build(ONE).state_dict()
     artifact(scene(frames=2))
     first, other = (artifact._runners[entry.name].extract_constants_map(False) for entry in artifact.manifest.entries)
     assert set(state) <= set(first)
@@ -65,21 +66,6 @@ def test_weights_are_in_the_file_once_and_in_memory_once(made: Path) -> None:
     }.items()
     content, weight = made.read_bytes(), state[max(state, key=lambda name: state[name].numel())]
     assert content.count(weight.numpy().tobytes()) == 1
-
-
-def test_several_sizes_are_entries_of_one_file(tmp_path: Path) -> None:
-    model, grids = build(SPEC), [(2, 3), (3, 2)]
-    sizes = [(2 * rows, 2 * columns) for rows, columns in grids]
-    path = tmp_path / "model.pt2"
-    made = vggt_compile.export(model, scene(frames=4), plan=FRAME, frames=4, sizes=sizes, path=path, check=False)
-    assert [entry.span.size for entry in made.entries] == sizes
-    assert all(set(entry.own_constants).isdisjoint(model.state_dict()) for entry in made.entries[1:])
-    run = vggt_compile.load(path)
-    for grid in grids:
-        x = scene(frames=4, grid=grid)
-        torch.testing.assert_close(run(x), by_hand(model, x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(errors.WrongImages, match="for images of 4×6, 6×4, not 6×6"):
-        run(scene(frames=4, grid=(3, 3)))
 
 
 def test_it_runs_where_this_package_is_not(made: Path, loaded: Artifact, tmp_path: Path) -> None:
@@ -132,7 +118,7 @@ def test_the_manifest_says_what_was_asked_and_done(made: Path) -> None:
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:
-    model, x = build(SPEC), scene()
+    model, x = build(ONE), scene()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     with torch.no_grad():
@@ -317,14 +303,14 @@ def test_the_manifest_is_json_in_the_archive(made: Path) -> None:
 )
 def test_wishes_that_cannot_be_meant(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.VggtCompileError, match=said.replace("(", r"\(").replace("?", r"\?")):
-        vggt_compile.export(build(SPEC), scene(), **asked)
+        vggt_compile.export(build(ONE), scene(), **asked)
 
 
 def test_a_model_in_training_is_refused() -> None:
     with pytest.raises(errors.BadInput, match="training mode"):
-        vggt_compile.export(build(SPEC).train(), scene())
+        vggt_compile.export(build(ONE).train(), scene())
 
 
 def test_strict_export_names_what_was_left_alone() -> None:
     with pytest.raises(errors.NotRewritten, match="no such layer"):
-        vggt_compile.export(build(SPEC), scene(), plan={"layers": {"7": {"scope": "frame"}}}, frames=4, strict=True)
+        vggt_compile.export(build(ONE), scene(), plan={"layers": {"7": {"scope": "frame"}}}, frames=4, strict=True)

@@ -131,6 +131,7 @@ def wrong_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._inductor, "aot_compile", compile_wrong)
 
 
+@pytest.mark.slow
 def test_every_graph_of_a_right_compile_passes(tmp_path: Path) -> None:
     """The second one is given the weights of the first."""
     path = tmp_path / "model.pt2"
@@ -143,6 +144,7 @@ def test_every_graph_of_a_right_compile_passes(tmp_path: Path) -> None:
     assert "check" in json.loads(bytes(archive.record(MANIFEST)))["entries"][0]
 
 
+@pytest.mark.slow
 def test_a_wrong_compile_is_found_and_writes_nothing_unless_told_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

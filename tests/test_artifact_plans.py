@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from alternating import build
-from framed import SPEC, scene
+from framed import SPEC, by_hand, scene
+from harness import FRAME
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -18,7 +19,7 @@ from vggt_compile import recipes
 from vggt_compile.artifact import assumed, request
 from vggt_compile.artifact.request import Span
 from vggt_compile.backend import vggt_sparse_eager
-from vggt_compile.errors import ExportFailed
+from vggt_compile.errors import ExportFailed, WrongImages
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 SPAN = Span((3, 40), (1, 2), (4, 6))
@@ -95,3 +96,19 @@ def test_merged_tokens_and_chosen_blocks_in_one_file(tmp_path: Path) -> None:
             want, dense = compiled(x), model(x)
         torch.testing.assert_close(run(x), want, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(want, dense, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_several_sizes_are_entries_of_one_file(tmp_path: Path) -> None:
+    model, grids = build(replace(SPEC, pairs=1)), [(2, 3), (3, 2)]
+    sizes = [(2 * rows, 2 * columns) for rows, columns in grids]
+    path = tmp_path / "model.pt2"
+    made = vggt_compile.export(model, scene(frames=4), plan=FRAME, frames=4, sizes=sizes, path=path, check=False)
+    assert [entry.span.size for entry in made.entries] == sizes
+    assert all(set(entry.own_constants).isdisjoint(model.state_dict()) for entry in made.entries[1:])
+    run = vggt_compile.load(path)
+    for grid in grids:
+        x = scene(frames=4, grid=grid)
+        torch.testing.assert_close(run(x), by_hand(model, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(WrongImages, match="for images of 4×6, 6×4, not 6×6"):
+        run(scene(frames=4, grid=(3, 3)))

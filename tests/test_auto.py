@@ -344,6 +344,7 @@ def test_vggt_is_calibrated_under_autocast(scene: Tensor) -> None:
         assert gauge.parts(plan).keys() == {"camera", "depth", "points"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_plans(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,7 @@ DYNAMIC: list[dict[str, Any]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", DYNAMIC)
 def test_one_graph_serves_all_frame_counts(setting: dict) -> None:
-    model, capture = build(SPEC).double(), Capture(plan=plan(**setting), strict=True)
+    model, capture = build(ONE).double(), Capture(plan=plan(**setting), strict=True)
     for batch, frames, grid in ((2, 4, GRID), (3, 9, (6, 5)), (2, 2, (8, 9)), (2, 5, (3, 4))):
         x = scene(batch, frames, grid).double()
         out = run(model, x, capture=capture, dynamic=True)

@@ -127,6 +127,7 @@ def test_the_command_writes_a_picture_and_json(tmp_path: Path, capsys: pytest.Ca
     assert "note: cosines are not predicted: that takes the measure itself or logits" in page
 
 
+@pytest.mark.slow
 def test_the_command_sets_predictions_beside_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model with random weights, as the benchmark on a GPU runs it, with what predictions need."""
     options = ["--random", "--frames", "2,3", "--plans", "keys=" + json.dumps(THIN), "--size", "28", "42"]

@@ -113,7 +113,7 @@ def captured(model: nn.Module, x: Tensor, off: str, dynamic: bool = False) -> tu
 @pytest.mark.parametrize("name", ["vggt", "pi3"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_models_compute_the_same(name: str, dynamic: bool) -> None:
-    model = small(name)
+    model = small(name, layers=1 if name == "pi3" else 2)  # cameras of VGGT see what patches became a layer later
     x = pictures(2, 4, 3, 56, 70)
     plain, _ = captured(model, x, "regions", dynamic)
     out, capture = captured(model, x, "", dynamic)

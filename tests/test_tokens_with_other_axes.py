@@ -197,7 +197,7 @@ FULL: list[tuple[dict, dict | None]] = [
 
 @pytest.mark.parametrize(("tokens", "keys"), FULL)
 def test_all_blocks_are_the_other_axes_alone(tokens: dict, keys: dict | None) -> None:
-    model, x = build(SPEC).double(), scene(2).double()
+    model, x = build(ONE).double(), scene(2).double()
     alone = run(model, x, capture=(few := Capture(plan=plan(tokens, keys), strict=True)))
     torch._dynamo.reset()
     both = run(model, x, capture=(capture := Capture(plan=plan(tokens, keys, {"keep": 1.0}), strict=True)))
@@ -207,7 +207,7 @@ def test_all_blocks_are_the_other_axes_alone(tokens: dict, keys: dict | None) ->
 
 @pytest.mark.parametrize("tokens", [{"ratio": 0.0}, {**SPARK, "cell": [1, 1]}, {**HEADS, "queries": 0.0, "keys": 0.0}])
 def test_tokens_that_do_not_merge_leave_the_other_axes_alone(tokens: dict) -> None:
-    model, x = build(SPEC).double(), scene(2).double()
+    model, x = build(ONE).double(), scene(2).double()
     keys, blocks = {"own_key": True, "mean_key": "one"}, {"keep": 0.3, "order": "hilbert"}
     alone = run(model, x, capture=Capture(plan=plan(None, keys, blocks), strict=True))
     torch._dynamo.reset()
@@ -217,7 +217,7 @@ def test_tokens_that_do_not_merge_leave_the_other_axes_alone(tokens: dict) -> No
 
 @pytest.mark.parametrize("tokens", [{}, SPARK])
 def test_windows_of_one_cell_leave_merged_tokens_alone(tokens: dict) -> None:
-    model, x = build(SPEC).double(), scene(2).double()
+    model, x = build(ONE).double(), scene(2).double()
     alone = run(model, x, capture=Capture(plan=plan(tokens), strict=True))
     torch._dynamo.reset()
     both = run(model, x, capture=Capture(plan=plan(tokens, {"stride": [1, 1], "mean_key": "count"}), strict=True))
@@ -258,14 +258,14 @@ def test_report_and_density_count_pairs_against_all_tokens(tokens: dict, keys: d
 
 @pytest.mark.parametrize(("tokens", "keys", "blocks"), [CASES[2], CASES[7], CASES[12]])
 def test_exported_graphs_give_the_same_numbers(tokens: dict, keys: dict, blocks: dict | None) -> None:
-    model, x, auto = build(SPEC).double(), scene(2).double(), torch.export.Dim.AUTO
+    model, x, auto = build(ONE).double(), scene(2).double(), torch.export.Dim.AUTO
     gm, report = exported(model, x, plan(tokens, keys, blocks), {0: auto, 1: auto, 3: auto, 4: auto})
-    assert len(report.rewritten) == 2
+    assert len(report.rewritten) == 1
     want = by_hand(model, x, together(4, GRID, tokens, keys, blocks))
     torch.testing.assert_close(gm(x), want, rtol=1e-6, atol=1e-7)
 
 
-COMPILED = [CASES[2], CASES[7], CASES[12], (HEADS, None, {"keep": 0.4})]
+COMPILED = [CASES[7], CASES[12], (HEADS, None, {"keep": 0.4})]
 
 
 @pytest.mark.slow
@@ -282,9 +282,8 @@ def test_compiled_is_what_the_rewritten_graph_computes(tokens: dict, keys: dict 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tokens", "keys"), [(SPARK, {"stride": [1, 1], "frames": 3}), ({}, {})])
-def test_one_compile_serves_all_frame_counts(tokens: dict, keys: dict | None) -> None:
-    model, setting = build(ONE), plan(tokens, keys)
+def test_one_compile_serves_all_frame_counts() -> None:
+    model, setting = build(ONE), plan(SPARK, {"stride": [1, 1], "frames": 3})
     compiled = torch.compile(model, backend=vggt_sparse, options={"plan": setting, "strict": True})
     with torch.no_grad():
         wanted = [run(model, scene(2, frames), capture=Capture(plan=setting)) for frames in (7, 4, 9)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,14 @@ class Trunk:
 
     Attributes:
         title: what is built, for pages.
+        build: the model, with other fields of its config where they are given.
         layers: attentions over frames.
         special: tokens of a frame before its patches.
         patch: side of one in pixels.
     """
 
     title: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     layers: int
     heads: int
     width: int
@@ -58,7 +60,7 @@ def _vggt() -> Trunk:
     config = VGGT_PRESETS["1b"]
     return Trunk(
         "VGGT-1B with its camera head",
-        lambda: vggt("1b", outputs=("camera",)),
+        functools.partial(vggt, "1b", outputs=("camera",)),
         layers=config.depth,
         heads=config.heads,
         width=config.embed_dim,
@@ -71,7 +73,7 @@ def _pi3() -> Trunk:
     config = PI3_PRESETS["large"]
     return Trunk(
         "π³ with all its heads",
-        lambda: pi3("large"),
+        functools.partial(pi3, "large"),
         layers=config.depth // 2,
         heads=config.heads,
         width=config.embed_dim,
