@@ -347,9 +347,8 @@ def test_recipes_rewrite_all_global_layers() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"keep_first_frame": True},
         {"own_key": True, "mean_key": "count", "phase": "shifted"},
-        {"own_key": True, "mean_key": "one", "stride": [3, 3], "kept": [2, 2]},
+        {"keep_first_frame": True, "own_key": True, "mean_key": "one", "stride": [3, 3], "kept": [2, 2]},
     ],
 )
 def test_compiled_is_what_the_rewritten_graph_computes(setting: dict) -> None:
