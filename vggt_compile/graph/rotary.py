@@ -20,7 +20,7 @@ def expand_rotations(graph: Graph, edit: Editor) -> None:
     for node in list(graph.nodes):
         if dialect.operation(node) == "vggt_compile.rotate":
             with edit.before(node):
-                edit.replace(node, _written_out(*node.args, edit=edit))  # type: ignore[arg-type]
+                edit.replace(node, _written_out(*node.args, edit=edit))
 
 
 def _written_out(tokens: Node, positions: Node, base: float, *, edit: Editor) -> Node:
