@@ -1,8 +1,9 @@
 """Runs of consecutive operations that compute the same from different operands: the blocks of a transformer.
 
-Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes, autocast and allowed
-attention kernels, and read each other's values alike. A run that says which kernels are allowed takes that back. A run starts and ends just after a linear map: what crosses its border then lies in
-memory anyway, so no fusion is lost there. What is consecutive in the order of a graph is convex.
+Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes, autocast and
+allowed kernels of attention, and read each other's values alike. A run that says which kernels are allowed takes it
+back. A run starts and ends just after a linear map: what crosses its border then lies in memory anyway, so no fusion is
+lost there. What is consecutive in the order of a graph is convex.
 """
 
 from __future__ import annotations
