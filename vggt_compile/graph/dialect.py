@@ -125,7 +125,8 @@ def autocasts(graph: torch.fx.Graph) -> dict[Node, tuple[Autocast, ...]]:
 
 def attention_choices(graph: torch.fx.Graph) -> dict[Node, Any]:
     """Which of PyTorch's attention kernels are allowed before each node, as `sdpa_kernel` said last; None at first."""
-    allowed, found = None, {}
+    allowed: Any = None
+    found: dict[Node, Any] = {}
     for node in graph.nodes:
         found[node] = allowed
         if chooses_attention(node):
