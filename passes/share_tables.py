@@ -27,19 +27,25 @@ from vggt_compile.site import Lowered, Outcome
 @region
 def share_tables(graph: Graph, lowered: Sequence[Lowered], edit: Editor) -> Outcome:
     """Equal values are computed once: one table of each kind for the rotary embeddings of all layers."""
+    _share(graph, edit, (Tensor, torch.SymInt))
+    tables = _tables(graph)
+    for table in tables:
+        _keep(table, edit)
+    _share(graph, edit, torch.SymInt)  # each table was told its sizes and strides anew
+    return Outcome(len(tables), "tables computed once for all layers")
+
+
+def _share(graph: Graph, edit: Editor, kinds: type | tuple[type, ...]) -> None:
+    """Let what reads a value of these kinds read the first one that is equal to it."""
     numbers = _Numbers(graph)
     first: dict[Hashable, Node] = {}
     repeated = []
     for node in graph.nodes:
         kept = first.setdefault(numbers.of(node), node)
-        if kept is not node and isinstance(dialect.value(node), (Tensor, torch.SymInt)):
+        if kept is not node and isinstance(dialect.value(node), kinds):
             node.replace_all_uses_with(kept)
             repeated.append(node)
     edit.sweep(*repeated)
-    tables = _tables(graph)
-    for table in tables:
-        _keep(table, edit)
-    return Outcome(len(tables), "tables computed once for all layers")
 
 
 def _tables(graph: Graph) -> list[Node]:

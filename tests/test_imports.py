@@ -63,10 +63,10 @@ DRAWING = """
     models →
     families.trace → families.shims
     families.shims → families.rotary families.dense_heads families.rebuild
-    families.rotary → families.shim families.forms
+    families.rotary → families.shim families.forms ops
     families.dense_heads → families.shim families.forms
     families.shim →
-    families.forms → families.frame_loop
+    families.forms → families.frame_loop ops
     families.frame_loop →
     families.rebuild →
     site →

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 from torch._higher_order_ops.invoke_subgraph import InvokeSubgraphHOP
 from torch.fx import GraphModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_compile import collect_reports, vggt_sparse
 from vggt_compile.backend import Options, vggt_sparse_eager
@@ -78,6 +80,19 @@ class Scaled(Stack):
         x = super().forward(x)
         with torch.autocast("cpu", torch.bfloat16):
             return super().forward(x)
+
+
+class Choosing(nn.Module):
+    """Says which attention kernels it allows, as π³ does, or leaves that to who calls it."""
+
+    def __init__(self, *kernels: SDPBackend) -> None:
+        super().__init__()
+        self.kernels, self.qkv, self.out = list(kernels), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        with sdpa_kernel(self.kernels) if self.kernels else contextlib.nullcontext():
+            return x + self.out(F.scaled_dot_product_attention(q, k, v)[:, 0])
 
 
 def outlined(model: nn.Module | Callable[..., Any], x: Tensor, **given: Any) -> tuple[Any, GraphModule, Outcome]:
@@ -178,6 +193,44 @@ def test_blocks_under_another_autocast_stay_apart() -> None:
     got, gm, _ = outlined(model, noise())
     assert same(got, model(noise()))
     assert max(calls(gm)) <= 3
+
+
+@pytest.mark.parametrize("backend", [lambda gm, _: gm.forward, aot_eager])
+@torch.no_grad()
+def test_blocks_that_choose_their_attention_kernel_call_one_sub_graph(backend: Callable[..., Any]) -> None:
+    model, found = Stack(*(Choosing(SDPBackend.MATH) for _ in range(6))), []
+
+    def compiled(gm: GraphModule, given: Any) -> Any:
+        outline_blocks(gm)
+        found.append(gm)
+        return backend(gm, given)
+
+    torch._dynamo.reset()
+    got, flags = torch.compile(model, backend=compiled, fullgraph=True)(noise()), kernels_allowed()
+    assert same(got, model(noise()))
+    assert calls(found[0]) == [5]  # from just after a linear map to just after one
+    assert flags == kernels_allowed()
+    assert all(sum(map(dialect.chooses_attention, operations(sub.graph))) == 2 for sub in found[0].children())
+
+
+def kernels_allowed() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
+
+
+@torch.no_grad()
+def test_blocks_under_another_choice_of_attention_kernels_stay_apart() -> None:
+    def model(x: Tensor) -> Tensor:
+        x = first(x)
+        with sdpa_kernel([SDPBackend.MATH]):
+            x = inner(x)
+        return inner(x)
+
+    first, inner = Stack(Choosing(SDPBackend.MATH)), Stack(*(Choosing() for _ in range(3)))
+    got, gm, _ = outlined(model, noise())
+    assert same(got, model(noise()))
+    assert max(calls(gm)) <= 3
+    assert not [node for sub in gm.children() for node in operations(sub.graph) if dialect.chooses_attention(node)]
 
 
 def dropping(x: Tensor) -> Tensor:

@@ -52,6 +52,39 @@ def test_one_table_of_each_kind_for_all_layers(dialect_name: str) -> None:
     assert torch.equal(got[0] if isinstance(got, tuple) else got, layers(x))
 
 
+def test_sizes_of_tables_are_computed_once() -> None:
+    """Each table in memory is told its shape and its strides, here multiples of one number that is not known."""
+
+    def turned(x: Tensor) -> Tensor:
+        angle = torch.arange(3 * x.shape[1], dtype=torch.float32)[:, None] * torch.ones(1, 4)
+        for _ in range(3):
+            x = (x.repeat(1, 3, 1) * angle.cos() + angle.sin())[:, : x.shape[1]].tanh()
+        return x
+
+    found: list[int] = []
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(gm: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        found.append(share_tables(gm.graph, [], editor(gm)).count)
+        gm.recompile()
+        graphs.append(gm)
+        return gm.forward
+
+    x = torch.randn(2, 5, 4)
+    torch._dynamo.mark_dynamic(x, 1)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(turned, backend=backend, fullgraph=True)(x), turned(x))
+    (gm,) = graphs
+    assert found == [2]
+    expressions = [
+        seen.node.expr
+        for node in gm.graph.nodes
+        if node.op.startswith("call_") and isinstance(seen := dialect.value(node), torch.SymInt)
+    ]
+    assert len(expressions) == len(set(expressions))
+
+
 def places(images: Tensor, *convolutions: torch.nn.Module) -> tuple[Tensor, ...]:
     """Adds one table, repeated for all frames, to several maps, as a dense head does with its positions."""
     outs = []

@@ -17,6 +17,7 @@ from vggt_compile.errors import NotRewritten
 from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.layout import find_sites
+from vggt_compile.graph.rotary import expand_rotations
 from vggt_compile.graph.switches import DISABLED, disabled_passes
 from vggt_compile.graph.symbols import Symbols, times
 from vggt_compile.lower import Lowering
@@ -92,6 +93,7 @@ class _GraphRewrite:
     def run(self) -> None:
         if not self.plan.dense:
             self._expand_functional()
+            expand_rotations(self.gm.graph, self.edit)
         attentions, refused = _find_calls(self.gm)
         sites = find_sites(self.gm, attentions, registry.families(), self.symbols)
         known = [site.family for site in sites if site.family != "generic"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile.families.frame_loop import Run, in_passes, over_frames
+from vggt_compile.ops.rotate import rotate
 
 FEW_FRAMES = 24
 PIXELS_AT_ONCE = 61 * 392 * 518
@@ -41,24 +42,12 @@ def dense_heads_in_runs_of(frames: int, passes: int = 1) -> Iterator[None]:
         _length, _passes = before
 
 
-def rotate(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
-    """Two-dimensional rotary embedding (RoPE, arXiv 2104.09864; per axis as in arXiv 2403.13298).
-
-    Args:
-        tokens: [B, H, N, D], D divisible by 4; the first half of D turns with the row, the second with the column.
-        positions: [B, N, 2], row and column in patches, integers.
-        base: the longest wavelength is 2π·base patches.
-
-    Returns:
-        [B, H, N, D] in the dtype of `tokens`; angles are rounded to that dtype, as the published tables are.
-    """
-    half = tokens.shape[-1] // 2
-    frequency = 1.0 / base ** (torch.arange(0, half, 2, device=tokens.device).float() / half)
-    angle = (positions[..., None].to(frequency.dtype) * frequency).to(tokens.dtype)[:, None]  # [B, 1, N, 2, D/4]
-    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
-    axes = tokens.unflatten(-1, (2, half))
-    first, second = axes.chunk(2, -1)
-    return (axes * cos + torch.cat((-second, first), -1) * sin).flatten(-2)
+def rotary(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
+    """`rotate`, for Dynamo as one operation where no gradients are asked for; an export holds PyTorch's only."""
+    if torch.is_grad_enabled() or not torch.compiler.is_dynamo_compiling():
+        return rotate(tokens, positions, base)
+    turned: Tensor = torch.ops.vggt_compile.rotate.default(tokens, positions, float(base))
+    return turned
 
 
 def grid_positions(batch: int, height: int, width: int, device: torch.device) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_compile.families.forms import grid_positions, rotate
+from vggt_compile.families.forms import grid_positions, rotary
 from vggt_compile.families.shim import Shim, by_name, names_in
+from vggt_compile.ops.rotate import rotate
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def _rope(cls: type) -> Iterator[Shim]:
         return
 
     def form(self: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-        return rotate(tokens, positions, getattr(self, base))
+        return rotary(tokens, positions, getattr(self, base))
 
     forward = vars(cls)["forward"]
     what = "rotary angles from positions, without their maximum and without a cache"

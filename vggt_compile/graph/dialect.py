@@ -123,6 +123,22 @@ def autocasts(graph: torch.fx.Graph) -> dict[Node, tuple[Autocast, ...]]:
     return found
 
 
+def attention_choices(graph: torch.fx.Graph) -> dict[Node, Any]:
+    """Which of PyTorch's attention kernels are allowed before each node, as `sdpa_kernel` said last; None at first."""
+    allowed: Any = None
+    found: dict[Node, Any] = {}
+    for node in graph.nodes:
+        found[node] = allowed
+        if chooses_attention(node):
+            allowed = torch.fx.node.map_arg((node.args, node.kwargs), lambda given: given.args)
+    return found
+
+
+def chooses_attention(node: Node) -> bool:
+    """Whether the node allows and forbids kernels for all attentions after it, as a trace writes `sdpa_kernel`."""
+    return operation(node) == "_sdpa_kernel"
+
+
 def operation(node: Node) -> str:
     """What a node does under one name for all dialects: `mul` for `a * b`, `torch.mul`, `a.mul(b)` and aten's.
 
@@ -188,7 +204,7 @@ def _storage(seen: Any) -> int | None:
 
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "_to_copy"}
 _PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "reshape", "contiguous", "size", "dim"}
-_PYTHONIC |= {"sym_size", "sym_min", "sym_max", "not_"}
+_PYTHONIC |= {"sym_size", "sym_min", "sym_max", "not_", "_backend_from_string"}
 
 
 def _overloads(node: Node) -> tuple[torch._ops.OpOverload, ...]:

@@ -1,8 +1,9 @@
 """Runs of consecutive operations that compute the same from different operands: the blocks of a transformer.
 
-Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes and autocast, and
-read each other's values alike. A run starts and ends just after a linear map: what crosses its border then lies in
-memory anyway, so no fusion is lost there. What is consecutive in the order of a graph is convex.
+Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes, autocast and
+allowed kernels of attention, and read each other's values alike. A run that says which kernels are allowed takes it
+back. A run starts and ends just after a linear map: what crosses its border then lies in memory anyway, so no fusion is
+lost there. What is consecutive in the order of a graph is convex.
 """
 
 from __future__ import annotations
@@ -74,14 +75,15 @@ class _Repeats:
         self.nodes = operations(graph)
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.sizes = {node: index for index, node in enumerate(symbols(graph))}
-        around = dialect.autocasts(graph)
+        around, self.allowed = dialect.autocasts(graph), dialect.attention_choices(graph)
         self.forms = {node: form(value(node)) for node in graph.nodes}
         self.labels: list[Hashable] = []
         self.operands: list[list[Node]] = []
         known: dict[Hashable, int] = {}
         for node in self.nodes:
             met: list[Node] = []
-            label = node.op, node.target, self.forms[node], around[node], _written((node.args, node.kwargs), met)
+            region = around[node], repr(self.allowed[node])
+            label = node.op, node.target, self.forms[node], region, _written((node.args, node.kwargs), met)
             self.labels.append(known.setdefault(label, len(known)))
             self.operands.append(met)
 
@@ -106,7 +108,7 @@ class _Repeats:
         equal: dict[Hashable, list[Span]] = defaultdict(list)
         known: dict[Hashable, int] = {}
         cuts = [index + 1 for index, node in enumerate(self.nodes) if _linear(node)]
-        movable = [_movable(node) for node in self.nodes]
+        movable = [_movable(node) or dialect.chooses_attention(node) for node in self.nodes]
         for number, start in enumerate(cuts):
             ends = cuts[number + 1 : number + 1 + MAPS]
             alike, met = 0, dict[Node, int]()
@@ -114,7 +116,7 @@ class _Repeats:
                 if not movable[index]:
                     break
                 alike = known.setdefault((alike, self.labels[index], self._reads(index, start, met)), len(known) + 1)
-                if index + 1 in ends:
+                if index + 1 in ends and self.allowed[self.nodes[index]] == self.allowed[self.nodes[start]]:
                     equal[alike].append((start, index + 1))
         return {key: spans for key, spans in equal.items() if len(spans) > 1}
 
