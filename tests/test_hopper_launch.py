@@ -21,16 +21,17 @@ triton = pytest.importorskip("triton")
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 ROOT = Path(__file__).parents[1]
 LISTS = Variant(torch.bfloat16, 64, 128, 64, lists=True, own=True)
+KINDS = [
+    *((torch.bfloat16, 64, lists, own) for lists in (True, False) for own in (True, False)),
+    *((torch.bfloat16, head_dim, one, one) for head_dim in (32, 128) for one in (True, False)),
+    *((torch.float16, head_dim, True, True) for head_dim in (32, 64, 128)),
+]
+"""All of the width of published heads; of others, and of the other dtype, those that need most registers or least."""
 VARIANTS = {
-    f"{'lists' if lists else 'no lists'}{', own keys' if own else ''}, {name}, heads of {head_dim}": Variant(
+    f"{'lists' if lists else 'no lists'}{', own keys' if own else ''}, {dtype}, heads of {head_dim}": Variant(
         dtype, head_dim, 128, 64, lists, own
     )
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16))
-    for head_dim in (32, 64, 128)
-    for lists in (True, False)
-    for own in (True, False)
-    if dtype is torch.bfloat16
-    or (lists and own)  # the other dtype has as many registers: the one that has most is asked
+    for dtype, head_dim, lists, own in KINDS
 }
 
 
