@@ -12,6 +12,7 @@ from torch import Tensor
 from vggt_compile.families.frame_loop import Run, in_passes, over_frames
 from vggt_compile.ops.rotate import rotate
 
+ALWAYS_EXPORTED = torch.__version__.startswith("2.11.")
 FEW_FRAMES = 24
 PIXELS_AT_ONCE = 61 * 392 * 518
 """Above this many pixels the published heads interpolate in parts, a graph of its own."""
@@ -112,7 +113,7 @@ def own_head_in_runs(
     Args:
         layers: tokens of some layers, each [B, F, P, C].
     """
-    if _length is None and torch.compiler.is_exporting():
+    if _length is None and _exported():
         return predict(layers, size, special)  # to compare the number of frames would cut the range that is asked for
 
     def run(at: Callable[[Tensor], Tensor]) -> Tensor:
@@ -120,6 +121,11 @@ def own_head_in_runs(
 
     made: Tensor = _in_runs(run, layers[0].shape[1], chunk, layers[0].device)
     return made
+
+
+def _exported() -> bool:
+    """Whether torch.export traces; Dynamo of torch 2.11 takes each of its traces for that."""
+    return torch.compiler.is_exporting() and not (ALWAYS_EXPORTED and torch.compiler.is_dynamo_compiling())
 
 
 def _in_runs(run: Run, frames: int, chunk: int | None, device: torch.device) -> Any:
