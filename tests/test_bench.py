@@ -192,3 +192,16 @@ def test_without_a_gpu_the_command_says_so(form, capsys):
     assert capsys.readouterr().err == (
         "vggt_compile: error: bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing\n"
     )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--phase", "warm"),
+        ("--phase", "together", "--variants", "compile"),
+        ("--phase", "together", "--compile-for", "64"),
+    ],
+)
+def test_code_for_many_frames_is_asked_for_where_it_can_be_made(given, capsys):
+    assert main(["bench", "speed", "--compile-for", "1000", *given]) == 1
+    assert "needs --phase together, 128 frames or more" in capsys.readouterr().err

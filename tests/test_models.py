@@ -216,6 +216,20 @@ def test_export_with_any_number_of_frames(build: Callable[..., nn.Module]) -> No
         assert worst(program.module()(x), model(x)) == 0
 
 
+@torch.no_grad()
+def test_dense_heads_are_loops_in_a_compile() -> None:
+    """Dynamo of torch 2.11 says of each trace that it is an export, where they see all frames at once."""
+    model, found = tiny(vggt), []
+    set_chunk(model, 8)
+
+    def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
+        found.extend(node for node in gm.graph.nodes if str(node.target) == "scan")
+        return gm.forward
+
+    torch.compile(model, backend=backend)(images(1, 30, 3, 28, 42))
+    assert len(found) == sum(isinstance(module, DPTHead) for module in model.modules()) == 2
+
+
 @both
 def test_small_models_stay_small_and_keep_the_head_width(build: Callable[..., nn.Module]) -> None:
     model = build("small")

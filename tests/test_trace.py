@@ -298,26 +298,6 @@ def test_a_loop_is_given_the_layers_that_its_head_reads() -> None:
     assert widths == [4]
 
 
-def test_dense_heads_written_here_are_loops_in_a_compile() -> None:
-    """Dynamo of torch 2.11 says of each trace that it is an export, where they see all frames at once."""
-    from modelutils import images, tiny
-
-    from vggt_compile.models import vggt
-
-    model, found = tiny(vggt), []
-    heads = [module for module in model.modules() if getattr(module, "chunk", 0) is None]
-    for head in heads:
-        head.chunk = 8
-
-    def backend(gm: Any, _: Any) -> Any:
-        found.extend(node for node in gm.graph.nodes if str(node.target) == "scan")
-        return gm.forward
-
-    with torch.no_grad():
-        torch.compile(model, backend=backend)(images(1, 30, 3, 28, 42))
-    assert len(found) == len(heads) == 2
-
-
 def test_frame_counts_of_a_head_compile_at_most_twice() -> None:
     head, seen = Head(), []
 

@@ -24,7 +24,7 @@ from vggt_compile.errors import BadInput
 PHASES = ("cold", "warm")
 TOGETHER = "together"
 COMPILE_WITH = 128
-"""Frames that run where code for many more is made: no recipe treats fewer otherwise than the many."""
+"""Frames that run where code for many more is made: at 392×518 no recipe treats these otherwise than the many."""
 MODELS = {"vggt": "VGGT-1B", "pi3": "π³", "fastvggt": "FastVGGT's own code"}
 
 

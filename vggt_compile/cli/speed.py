@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from vggt_compile.bench.model import MODELS, PHASES, TOGETHER, Settings, run_phase
+from vggt_compile.bench.model import COMPILE_WITH, MODELS, PHASES, TOGETHER, Settings, run_phase
 from vggt_compile.bench.record import write
 from vggt_compile.bench.variants import VARIANTS, WITHOUT, all_variants, check_passes, known_variant, split_variant
 from vggt_compile.errors import BadInput
@@ -42,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     plans = dict(map(read_variant, args.variants))
+    if args.compile_for and (args.phase != TOGETHER or args.compile_for < COMPILE_WITH or "compile" in plans):
+        raise BadInput(
+            f"--compile-for {args.compile_for} needs --phase {TOGETHER}, {COMPILE_WITH} frames or more, as so many run "
+            "to compile, and variants of this backend: plain `compile` makes code for each count"
+        )
     if not torch.cuda.is_available():
         raise BadInput("bench needs a CUDA device; `python -m vggt_compile doctor` says what is missing")
     if args.model == "fastvggt" and (list(plans) != ["eager"] or not args.upstream):
