@@ -30,6 +30,7 @@ from vggt_compile.plan import Plan
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 MOST = 40
 ONE = replace(SPEC, pairs=1)
+TRACED = ("trace", "take autocast apart", "rewrite", "trace what is rewritten")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,9 @@ def test_the_manifest_says_what_was_asked_and_done(made: Path) -> None:
     reports = [entry.report for entry in manifest.entries]
     assert all(row["axes"] for report in reports for row in report["rows"] if row["scope"] == "global")
     assert reports[0]["dynamic"]
+    for entry in manifest.entries:
+        assert set(entry.seconds) == {*TRACED, "compile", "check"}
+        assert min(entry.seconds.values()) >= 0 < entry.seconds["compile"]
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:
@@ -266,8 +270,8 @@ def test_a_manifest_of_a_later_format_is_not_guessed_at(made: Path, monkeypatch:
 
 
 def test_a_manifest_from_before_heads_looped_is_read() -> None:
-    span = Span((62, 500), (1, 1), (392, 518), passes=9)
-    before = {name: part for name, part in asdict(span).items() if name != "run"}
+    span = Span((62, 500), (1, 1), (392, 518))
+    before = asdict(span) | {"passes": 9}
     assert manifests._span(before) == manifests._span(asdict(span)) == span
 
 

@@ -10,6 +10,8 @@ import torch
 from alternating import build
 from framed import SPEC, by_hand, scene
 from harness import FRAME
+from hypothesis import given
+from hypothesis import strategies as st
 from modelutils import images, randomized, tensors, worst
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -17,10 +19,9 @@ from torch.fx import GraphModule
 from vggt_compile.artifact import build as building
 from vggt_compile.artifact import request
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Span, in_runs, spans
+from vggt_compile.artifact.request import PIXELS_AT_ONCE, Span, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
-from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
 from vggt_compile.models.presets import VGGT_PRESETS
@@ -151,41 +152,25 @@ def test_under_autocast_attention_may_lie_otherwise_than_the_model_has_it() -> N
 # Ranges
 
 
-@pytest.mark.parametrize(("loops", "run", "passes"), [(True, 8, 1), (False, 0, 9)])
-def test_a_dense_head_sees_as_many_frames_as_it_may(
-    loops: bool, run: int, passes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(request, "CAN_LOOP", loops)
-    size = (392, 518)
-    whole = Span((3, 61), (1, 1), size)
-    assert whole.fits()
-    assert in_runs(whole) == [whole]
-    cut = in_runs(Span((3, 500), (1, 1), size))
-    assert [(span.frames, span.run, span.passes) for span in cut] == [((62, 500), run, passes), ((3, 61), 0, 1)]
-    for span in (*cut, *in_runs(Span((3, 1024), (1, 20), size))):
-        assert span.fits()
-        assert span.frames[0] >= 2 * span.passes or span.passes == 1
+@given(pixels=st.integers(14, 1400), batch=st.integers(1, 40))
+def test_a_dense_head_sees_as_many_frames_as_it_may(pixels: int, batch: int) -> None:
+    span = Span((3, 500), (1, batch), (pixels, pixels))
+    may = PIXELS_AT_ONCE // (pixels * pixels * batch)
+    assert span.at_once == (8 if may >= 8 else max(1, may))
 
 
-@pytest.mark.parametrize("loops", [True, False])
-def test_dense_heads_written_here_too(loops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_heads_written_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the maps of a few frames are in memory at once, not those of all, and a loop has one head, not many."""
-    monkeypatch.setattr(request, "CAN_LOOP", loops)
     monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * 28 * 42)
     dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8, layers=(0, 0, 0, 0))
     model = randomized(vggt("tiny", depth=1, encoder="conv", outputs=("depth",), dpt=dpt))
-    whole = Span((3, 16), (1, 1), (28, 42))
-    with pytest.raises(TooManyFrames):
-        traced(model, whole, PLANS["dense"])
-    many = in_runs(whole)[0]
-    assert (many.frames, many.run, many.passes) == ((7, 16), *((6, 1) if loops else (0, 3)))
-    made = traced(model, many, PLANS["dense"])
+    made = traced(model, Span((3, 16), (1, 1), (28, 42)), PLANS["dense"])
     graphs = [part.graph for part in made.exported.graph_module.modules() if isinstance(part, GraphModule)]
     called = [str(node.target) for graph in graphs for node in graph.nodes]
-    assert sum("conv_transpose2d" in target for target in called) == 2 * many.passes
+    assert sum("conv_transpose2d" in target for target in called) == 2
     program_of_all = made.exported.module()
     with torch.no_grad():
-        for frames in (7, 8, 16):
+        for frames in (3, 6, 7, 8, 16):
             x = images(1, frames, 3, 28, 42)
             assert worst(program_of_all(x), model(x)) < 1e-5
 
@@ -197,8 +182,7 @@ def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:
 
 def test_every_count_is_served_once() -> None:
     for high in (1, 2, 3, 9, 100, 1024):
-        cut = [part for span in spans((1, high), (1, 1), (140, 140)) for part in in_runs(span)]
-        served = [n for span in cut for n in range(span.frames[0], span.frames[1] + 1)]
+        served = [n for span in spans((1, high), (1, 1), (140, 140)) for n in range(span.frames[0], span.frames[1] + 1)]
         assert sorted(served) == list(range(1, high + 1))
 
 

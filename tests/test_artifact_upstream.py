@@ -19,12 +19,12 @@ from upstream_models import same_bits, scene, tensors
 
 import vggt_compile
 from vggt_compile.artifact import request
+from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.check import BOUND, off
 from vggt_compile.artifact.program import program
-from vggt_compile.artifact.request import Span, in_runs
+from vggt_compile.artifact.request import Span
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.families import trace
-from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.plan import Plan
 
 pytestmark = [
@@ -81,33 +81,28 @@ def test_regions_of_autocast_hide_no_grid() -> None:
         close(made.exported.module()(x), jit(net, x, plan))
 
 
-def test_dense_heads_run_in_runs_where_frames_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VGGT's own heads cut frames into chunks of eight; one graph has as many passes for all of its counts."""
+def test_dense_heads_are_one_loop_for_few_frames_and_many() -> None:
+    """VGGT's own heads cut frames into chunks of eight; one graph has runs of equal length for all of its counts."""
     height, width = scene("vggt").shape[-2:]
-    monkeypatch.setattr(request, "CAN_LOOP", True)
-    monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * height * width)
-    whole = Span((3, 16), (1, 1), (height, width))
-    many, few = in_runs(whole)
-    assert (many.frames, many.run, few.frames) == ((7, 16), 6, (3, 6))
+    whole = Span((3, 40), (1, 1), (height, width))
     with upstream_models.model("vggt") as net, torch.no_grad():
-        with pytest.raises(TooManyFrames):
-            program(net, whole, Plan.read(FRAME), "fp32", CPU, strict=True)
-        made = program(net, many, Plan.read(FRAME), "fp32", CPU, strict=True)
-        for frames in (7, 8, 16):
+        made = program(net, whole, Plan.read(FRAME), "fp32", CPU, strict=True)
+        assert runs(made.exported, whole) == [(3, 40)]
+        for frames in (3, 7, 8, 9, 25):
             x = scene("vggt", 1, frames)
             close(made.exported.module()(x), jit(net, x, FRAME))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_loop_of_dense_heads_as_a_file(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Python and where this package is not; in bf16 up to what an export allows. Passes on torch 2.11."""
+    """In Python and where this package is not; in bf16 up to what an export allows."""
     plan, path = {"layers": {"*": {"keys": {"method": "grid", "stride": [1, 2]}}}}, tmp_path / "model.pt2"
     wide = scene("vggt", 1, 7, grid=(2, 3))
     monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * wide.shape[-1] * wide.shape[-2])
     with upstream_models.model("vggt") as net, torch.no_grad():
-        made = vggt_compile.export(net, wide, plan=plan, frames=(7, 16), precision=precision, path=path, strict=True)
-        assert [(entry.span.frames, entry.span.run) for entry in made.entries] == [((7, 16), 6)]
-        run, scenes = vggt_compile.load(path), [scene("vggt", 1, frames, (2, 3)) for frames in (7, 13, 16)]
+        made = vggt_compile.export(net, wide, plan=plan, frames=(3, 16), precision=precision, path=path, strict=True)
+        assert [(entry.span.frames, entry.span.at_once) for entry in made.entries] == [((3, 16), 6)]
+        run, scenes = vggt_compile.load(path), [scene("vggt", 1, frames, (2, 3)) for frames in (3, 7, 13, 16)]
         for x, alone in zip(scenes, bare(path, scenes, tmp_path), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
                 want = jit(net, x, plan)

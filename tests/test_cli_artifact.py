@@ -38,7 +38,10 @@ def test_one_file_goes_through_all_three(capsys, folder, tmp_path: Path, monkeyp
         main(["export", "exported:model", "--frames", "3", *size, "--plan", plan, "--out", path, "--device", "cpu"])
         == 0
     )
-    assert "2 of 4 attentions rewritten" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "2 of 4 attentions rewritten" in told.out
+    assert "s compile" in told.out
+    assert "3 frames of 4×6: compile took" in told.err
     assert main(["inspect", path, "--verify", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["verified"], said["precision"], said["entries"][0]["span"]["frames"]) == (True, "fp32", [3, 3])

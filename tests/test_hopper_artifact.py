@@ -23,6 +23,7 @@ import vggt_compile
 from vggt_compile.artifact.library import library
 from vggt_compile.artifact.program import Program
 from vggt_compile.artifact.request import Span
+from vggt_compile.artifact.stages import Stages
 from vggt_compile.ops import hopper
 from vggt_compile.ops.attention import reference
 from vggt_compile.ops.operands import Operands
@@ -116,7 +117,8 @@ def test_a_library_gives_what_a_compile_gives(dtype: torch.dtype, tmp_path: Path
     dims = ({1: Dim("tokens", min=1000, max=100_000)},)
     with torch.no_grad():
         exported = torch.export.export(model, (inputs[-1],), dynamic_shapes=dims)
-        made = Program(Span((1, 1), (1, 1), (1, 1)), exported, Report(plan="none"))
+        span = Span((1, 1), (1, 1), (1, 1))
+        made = Program(span, exported, Report(plan="none"), Stages(span))
         path = library(made, "model", tmp_path, [], {}).path
         results, again, names = bare(KEPT.format(str(path), str(path.parent)), inputs, tmp_path)
         compiled = torch.compile(model, dynamic=True)
@@ -204,7 +206,8 @@ def test_errors_are_raised_with_words(tmp_path: Path, capfd: pytest.CaptureFixtu
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         operator = torch.ops.vggt_compile.attention_hopper.default
         patch.setattr(libraries, "c_functions", lambda exported: {operator: [c_function([other])]})
-        made = Program(Span((1, 1), (1, 1), (1, 1)), torch.export.export(Alone(), (fused,)), Report(plan="none"))
+        span, exported = Span((1, 1), (1, 1), (1, 1)), torch.export.export(Alone(), (fused,))
+        made = Program(span, exported, Report(plan="none"), Stages(span))
         path = library(made, "model", tmp_path, [], {}).path
         runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, "cuda:0", str(path.parent))
         with pytest.raises(RuntimeError):

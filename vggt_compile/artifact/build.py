@@ -22,9 +22,8 @@ from vggt_compile.artifact.check import checked
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
-from vggt_compile.artifact.request import Range, Size, Span, in_runs, read_precision, read_range, spans
+from vggt_compile.artifact.request import Range, Size, Span, read_precision, read_range, spans
 from vggt_compile.errors import BadInput
-from vggt_compile.families.forms import TooManyFrames
 from vggt_compile.plan import Plan
 
 FIRST = "model"
@@ -123,18 +122,15 @@ def _libraries(
     waiting = list(wanted)
     while waiting:
         span = waiting.pop(0)
-        try:
-            made = trace(span)
-        except TooManyFrames:
-            waiting[:0] = in_runs(span)
-            continue
+        made = trace(span)
         parts = _cut(span, made, plan)
         if len(parts) == 1:
             compiled = library(made, span.name if done else FIRST, folder, done[:1], inductor)
             parts = [replace(span, frames=run) for run in runs(made.exported, span)]
         if len(parts) == 1:
-            seen = compare(made, compiled) if compare else {}
-            done.append(replace(compiled, entry=replace(compiled.entry, check=seen)))
+            with made.stages.stage("check"):
+                seen = compare(made, compiled) if compare else {}
+            done.append(replace(compiled, entry=replace(compiled.entry, check=seen, seconds=made.stages.seconds)))
         else:
             waiting[:0] = parts
     return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vggt_compile import caches
-from vggt_compile.artifact import convolutions
+from vggt_compile.artifact import convolutions, loops
 from vggt_compile.artifact.kernels import c_functions
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
@@ -48,7 +49,10 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     exported = made.exported
     assert exported.example_inputs is not None
     args, kwargs = exported.example_inputs
-    with caches.told(), convolutions.of_any_number(), scalar_beside_a_gpu(args):
+    as_libraries_are = caches.told(), convolutions.of_any_number(), loops.written_whole(), scalar_beside_a_gpu(args)
+    with made.stages.stage("compile"), ExitStack() as stack:
+        for setting in as_libraries_are:
+            stack.enter_context(setting)
         found = torch._inductor.aot_compile(exported.module(check_guards=False), args, kwargs, options=settings)
     assert isinstance(found, list)
     files = [file for file in found if isinstance(file, str) and file]

@@ -28,6 +28,7 @@ class Entry:
         own_constants: tensors that this entry has beside those of the first one, whose weights all entries share.
         report: of the rewrite, as `Report.to_dict` gives it.
         check: how far its outputs were from its program's after the compile, see `check`; empty if nobody looked.
+        seconds: how long each stage of its export took.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     own_constants: tuple[str, ...]
     report: dict[str, Any]
     check: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,4 +153,4 @@ def _seal(content: str) -> str:
 
 def _span(given: dict[str, Any]) -> Span:
     frames, batch, size = (tuple(given[name]) for name in ("frames", "batch", "size"))
-    return Span(frames, batch, size, given.get("run", 0), given["passes"])  # files from before loops have passes alone
+    return Span(frames, batch, size)  # older files also say how their dense heads cut frames

@@ -14,9 +14,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental import _config as symbolic
 
 from vggt_compile.artifact.request import Span
+from vggt_compile.artifact.stages import Stages
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families import trace
-from vggt_compile.families.forms import TOO_MANY, dense_heads_in_runs_of
+from vggt_compile.families.forms import dense_heads_see_at_most
 from vggt_compile.graph.dialect import is_attention_like
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
@@ -28,28 +29,29 @@ class Program:
     span: Span
     exported: ExportedProgram
     report: Report
+    stages: Stages
 
 
 def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: torch.device, strict: bool) -> Program:
-    """Trace and rewrite what serves one span. The model is as it was before.
-
-    Raises:
-        TooManyFrames: a dense head of the model may not see all frames of this span at once.
-    """
+    """Trace and rewrite what serves one span. The model is as it was before."""
     batch, frames = span.example()
-    images = torch.zeros(batch, frames, 3, *span.size, device=device)
+    images, at = torch.zeros(batch, frames, 3, *span.size, device=device), Stages(span)
     with ExitStack() as stack:
         stack.enter_context(trace.prepared(model))
-        stack.enter_context(dense_heads_in_runs_of(span.run if span.fits() else TOO_MANY, span.passes))
+        stack.enter_context(dense_heads_see_at_most(span.at_once))
         stack.enter_context(torch.no_grad())
-        with nullcontext() if precision == "fp32" else _under_autocast(model, device):
-            gm = _in_one_graph(_export(model, images, span))
-        report = rewrite(gm, plan, strict=strict, guard=False)
+        with at.stage("trace"), nullcontext() if precision == "fp32" else _under_autocast(model, device):
+            traced = _export(model, images, span)
+        with at.stage("take autocast apart"):
+            gm = _in_one_graph(traced)
+        with at.stage("rewrite"):
+            report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)
-        exported = _export(gm, images, span)
+        with at.stage("trace what is rewritten"):
+            exported = _export(gm, images, span)
     publish(report)
-    return Program(span, exported, report)
+    return Program(span, exported, report, at)
 
 
 @contextmanager
@@ -101,17 +103,14 @@ def _attentions(gm: GraphModule) -> list[Node]:
 def _export(model: nn.Module, images: Tensor, span: Span) -> ExportedProgram:
     """Counts of frames and batches are symbols, and what holds for two of something is taken to hold for one.
 
-    The tracer may have more of a batch than was asked for: with a range of one and two it would settle for two. With
-    several passes their lengths depend on the frame count in ways that it cannot bound; it leaves checks in the graph.
+    The tracer may have more of a batch than was asked for: with a range of one and two it would settle for two.
     """
     (fewest, most), (low, high) = span.batch, span.frames
     dims: dict[int, Any] = {0: Dim("batch", min=fewest, max=most + 2)} if fewest < most else {}
     dims |= {1: Dim("frames", min=low, max=high)} if low < high else {}
     try:
         with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            return torch.export.export(
-                model, (images,), dynamic_shapes=(dims,), prefer_deferred_runtime_asserts_over_guards=span.passes > 1
-            )
+            return torch.export.export(model, (images,), dynamic_shapes=(dims,))
     except torch._dynamo.exc.UserError as error:
         raise ExportFailed(str(span), str(error)) from error
 

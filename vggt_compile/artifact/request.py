@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from vggt_compile.errors import BadInput
 from vggt_compile.families.forms import PIXELS_AT_ONCE
@@ -17,26 +15,18 @@ Range = tuple[int, int]
 DYNAMIC_FROM = 3
 """The published models treat one and two frames apart, so these counts have graphs of their own."""
 PRECISIONS = ("fp32", "autocast", "bf16")
-CAN_LOOP = not torch.__version__.startswith("2.11.")
-"""AOTInductor of torch 2.11 gives the graph of a loop fewer inputs than it has."""
 CHUNK = 8
-"""Frames that a dense head sees at once where it loops over runs of them, as in the published models."""
+"""Frames that a dense head of a published model sees at once."""
 GENERIC = (61, 59, 53, 47, 43, 41, 37, 31, 29, 23, 19, 17, 13, 11, 7, 5)
 
 
 @dataclass(frozen=True)
 class Span:
-    """One graph: the frame counts, batches and image size (height, width) that it serves.
-
-    `run` is how many of its frames a dense head that cuts frames into chunks sees at once; 0 means all of them, in so
-    many `passes` of equal length.
-    """
+    """One graph: the frame counts, batches and image size (height, width) that it serves."""
 
     frames: Range
     batch: Range
     size: tuple[int, int]
-    run: int = 0
-    passes: int = 1
 
     def __str__(self) -> str:
         (low, high), (height, width) = self.frames, self.size
@@ -45,11 +35,11 @@ class Span:
     def serves(self, batch: int, frames: int, size: tuple[int, int]) -> bool:
         return size == self.size and _within(frames, self.frames) and _within(batch, self.batch)
 
-    def fits(self) -> bool:
-        """Whether a dense head may see as many frames at once as a trace for this span has it see."""
+    @property
+    def at_once(self) -> int:
+        """Frames that a dense head sees at once where it cuts them into chunks."""
         height, width = self.size
-        at_once = self.run or -(-self.frames[1] // self.passes)
-        return at_once * self.batch[1] * height * width <= PIXELS_AT_ONCE
+        return max(1, min(CHUNK, PIXELS_AT_ONCE // (height * width * self.batch[1])))
 
     @property
     def name(self) -> str:
@@ -78,35 +68,6 @@ def spans(frames: Range, batch: Range, size: tuple[int, int]) -> list[Span]:
         (*([Span((low, high), batch, size)] if low <= high else []), *static),
         key=lambda span: span.frames[0] - span.frames[1],
     )
-
-
-def in_runs(span: Span) -> list[Span]:
-    """A graph for as many frames as a dense head may see at once, and one that loops over runs of them."""
-    low, high = span.frames
-    cut = _at_once(span)
-    if not CAN_LOOP:
-        return _in_passes(span)
-    few = [] if low > cut else [replace(span, frames=(low, min(cut, high)))]
-    many = [] if high <= cut else [replace(span, frames=(max(low, cut + 1), high), run=min(CHUNK, cut))]
-    return [*many, *few]
-
-
-def _in_passes(span: Span) -> list[Span]:
-    """Without loops: more frames are more passes, each of which is a part of the graph."""
-    low, high = span.frames
-    cut = max(2, _at_once(span))
-    cuts = []
-    while low <= high:
-        passes = 1 if high <= cut else -(-high // cut)
-        first = low if passes == 1 else max(low, min(cut + 1, high), 2 * passes)
-        cuts.append(replace(span, frames=(first, high), passes=passes))
-        high = first - 1
-    return cuts
-
-
-def _at_once(span: Span) -> int:
-    height, width = span.size
-    return max(1, PIXELS_AT_ONCE // (height * width * span.batch[1]))
 
 
 def _one_and_more(batch: Range) -> list[Range]:

@@ -29,6 +29,7 @@ def export(args: Args) -> None:
     made = vggt_compile.export(model, images, plan=plan, frames=frames, precision=args.precision, path=path)
     entries = {str(entry.span): entry.report["attention_left"] for entry in made.entries}
     say(seconds=time.perf_counter() - start, bytes=path.stat().st_size, attention_left=entries)
+    say(stages={str(entry.span): entry.seconds for entry in made.entries})
     say(architecture=made.architecture, torch=made.torch, vggt_compile=made.vggt_compile)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vggt_compile.cli.options import add_plan, add_size, check_size, read_device, read_plan
@@ -53,19 +56,34 @@ def run(args: argparse.Namespace) -> int:
     check_size(size, found.patch)
     images = torch.zeros(batch[0], 1, 3, *size, device=device)
     start = time.perf_counter()
-    made = export(
-        model,
-        images,
-        plan=plan,
-        frames=frames,
-        batch=batch,
-        precision=args.precision,
-        path=args.out,
-        strict=args.strict,
-        check=not args.no_check,
-    )
+    with _stages_told():
+        made = export(
+            model,
+            images,
+            plan=plan,
+            frames=frames,
+            batch=batch,
+            precision=args.precision,
+            path=args.out,
+            strict=args.strict,
+            check=not args.no_check,
+        )
     show(args.out, made, args.json, {"seconds": round(time.perf_counter() - start, 1)})
     return 0
+
+
+@contextlib.contextmanager
+def _stages_told() -> Iterator[None]:
+    """What an export inside the block is at goes to stderr."""
+    logger, handler = logging.getLogger("vggt_compile.artifact.stages"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _range(name: str, text: str) -> tuple[int, int]:

@@ -50,5 +50,7 @@ def show(path: Path, manifest: Manifest, as_json: bool, more: dict[str, Any]) ->
         if entry.check:
             worst = max(one["deviation"] for one in entry.check["outputs"].values())
             print(f"    compared with its program for {entry.check['frames']} frames: outputs at most {worst:.2g} off")
+        if entry.seconds:
+            print("    made in " + ", ".join(f"{seconds:.0f} s {stage}" for stage, seconds in entry.seconds.items()))
     for name, value in more.items():
         print(f"{name}: {value}")

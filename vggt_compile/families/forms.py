@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggt_compile.families.frame_loop import Run, in_passes, over_frames
+from vggt_compile.families.frame_loop import Run, over_frames
 from vggt_compile.ops.rotate import rotate
 
 ALWAYS_EXPORTED = torch.__version__.startswith("2.11.")
@@ -17,30 +17,19 @@ FEW_FRAMES = 24
 PIXELS_AT_ONCE = 61 * 392 * 518
 """Above this many pixels the published heads interpolate in parts, a graph of its own."""
 
-ALL_AT_ONCE, TOO_MANY = 0, -1
-"""Of a run's length: not cut at all, and still to be set."""
-_length: int | None = None
-"""Of the runs of a dense head, as an export sets it; None in a compile, which decides by the number of frames."""
-_passes: int = 1
-"""How often a head runs in a graph that may not loop."""
-
-
-class TooManyFrames(Exception):
-    """A dense head was asked to see more frames at once than it may; who traces sets the length of its runs."""
+_most: int | None = None
+"""Frames that a dense head sees at once, as an export sets it; None in a compile, which decides by their number."""
 
 
 @contextlib.contextmanager
-def dense_heads_in_runs_of(frames: int, passes: int = 1) -> Iterator[None]:
-    """Traces inside the block have dense heads see so many frames at once, ALL_AT_ONCE, or end if they are TOO_MANY.
-
-    Where they see all, they may do so in several `passes` of equal length, one after the other in the graph.
-    """
-    global _length, _passes
-    before, (_length, _passes) = (_length, _passes), (frames, passes)
+def dense_heads_see_at_most(frames: int) -> Iterator[None]:
+    """Traces inside the block have dense heads see no more frames at once, whatever the number of all is."""
+    global _most
+    before, _most = _most, frames
     try:
         yield
     finally:
-        _length, _passes = before
+        _most = before
 
 
 def rotary(tokens: Tensor, positions: Tensor, base: float) -> Tensor:
@@ -113,7 +102,7 @@ def own_head_in_runs(
     Args:
         layers: tokens of some layers, each [B, F, P, C].
     """
-    if _length is None and _exported():
+    if _most is None and _exported():
         return predict(layers, size, special)  # to compare the number of frames would cut the range that is asked for
 
     def run(at: Callable[[Tensor], Tensor]) -> Tensor:
@@ -135,14 +124,13 @@ def _in_runs(run: Run, frames: int, chunk: int | None, device: torch.device) -> 
 
 
 def _at_once(frames: int) -> bool:
-    """Whether a head sees all frames at once. TooManyFrames where an export has yet to say so."""
-    if _length == TOO_MANY:
-        raise TooManyFrames
-    return frames < FEW_FRAMES if _length is None else _length == ALL_AT_ONCE and _passes == 1
+    """Whether a head sees all frames in one go, without a loop. An export may not ask a symbolic number."""
+    if _most is None:
+        return frames < FEW_FRAMES
+    return isinstance(frames, int) and frames <= _most
 
 
 def _looped(run: Run, frames: int, chunk: int, device: torch.device) -> Any:
-    if _passes > 1:
-        return in_passes(run, frames, _passes)
-    length = min(chunk, _length or chunk)
-    return over_frames(lambda rows: run(lambda x: x.index_select(1, rows)), frames, length, device)
+    """Runs of a length that the code knows, or in an export, where one graph serves few frames too, of equal length."""
+    most, exported = min(chunk, _most or chunk), _most is not None
+    return over_frames(lambda rows: run(lambda x: x.index_select(1, rows)), frames, most, device, equal=exported)

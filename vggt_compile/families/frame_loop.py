@@ -6,7 +6,6 @@ results, so nothing is copied, and memory beyond the results is that of one run.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,35 +18,29 @@ Run = Callable[[Callable[[Tensor], Tensor]], Any]
 """A head over some frames: of a function that takes them out of a tensor [B, F, …], gives tensors [B, frames, …]."""
 
 
-def over_frames(run: Callable[[Tensor], Any], frames: int, length: int, device: torch.device) -> Any:
-    """What `run` gives for all frames, made of `length` frames at a time.
+def over_frames(
+    run: Callable[[Tensor], Any], frames: int, most: int, device: torch.device, *, equal: bool = False
+) -> Any:
+    """What `run` gives for all frames, made of a few frames at a time.
 
     Args:
-        run: of the numbers of `length` frames, int64, gives tensors [B, length, …] in any nest of tuples and
+        run: of the numbers of some frames, int64, gives tensors [B, as many, …] in any nest of tuples and
             dictionaries. Frames are independent of each other in it.
         frames: how many there are; may be symbolic. The last run repeats the last frame to be as long as the others.
+        most: frames of a run.
+        equal: runs are as long as all are if as few as possible are of equal length, and not of `most` frames. Their
+            length is symbolic then; fewer frames than `most` are one run without repetition.
 
     Returns:
         The same nest of tensors [B, frames, …].
     """
+    turns = (frames - 1) // most + 1
+    # Never one frame: code for it is other code, and a tracer cannot tell how short a quotient may be.
+    length = torch.sym_max(2, (frames - 1) // turns + 1) if equal and most > 1 else most
 
     def turn(carried: Tensor, first: Tensor) -> tuple[Tensor, Any]:
         rows = (first + torch.arange(length, device=device)).clamp(max=frames - 1)
         return carried.clone(), run(rows)  # a scan carries something; here nothing depends on the turn before
 
-    firsts = length * torch.arange((frames + length - 1) // length, device=device)
-    _, parts = scan(turn, torch.zeros((), device=device), firsts)
+    _, parts = scan(turn, torch.zeros((), device=device), length * torch.arange(turns, device=device))
     return tree_map(lambda part: part.transpose(0, 1).flatten(1, 2)[:, :frames], parts)
-
-
-def in_passes(run: Run, frames: int, passes: int) -> Any:
-    """The same without a loop, for code that may hold none: so many calls of `run`, for frames in equal parts."""
-    cuts = [index * frames // passes for index in range(passes + 1)]
-    # Numbers to split by: torch 2.11 cannot tell how long a slice between two quotients is.
-    lengths = [after - before for before, after in itertools.pairwise(cuts)]
-
-    def part(index: int) -> Any:
-        return run(lambda x: x.split(lengths, 1)[index])
-
-    parts = map(part, range(passes))
-    return tree_map(lambda *same: torch.cat(same, 1), *parts)

@@ -39,7 +39,7 @@ class DPTHead(nn.Module):
     Attributes:
         chunk: frames a pass in eager mode, see `DPTConfig.chunk`. A graph takes all at once: a loop over frames would
             pin their number. For long compiled runs compile the trunk alone; it already returns only what is read. An
-            export sets a number of passes for a range of frames, where `chunk` is not None.
+            export of this package has a loop in the graph, where `chunk` is not None.
     """
 
     def __init__(self, config: DPTConfig, dim: int, patch_size: int, out: int) -> None:
