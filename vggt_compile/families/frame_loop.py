@@ -35,8 +35,8 @@ def over_frames(
         The same nest of tensors [B, frames, …].
     """
     turns = (frames - 1) // most + 1
-    # Never one frame: code for it is other code, and a tracer cannot tell how short a quotient may be.
-    length = torch.sym_max(2, (frames - 1) // turns + 1) if equal and most > 1 else most
+    # The bounds hold anyhow: code for one frame is other code, and a tracer cannot tell how long a quotient may be.
+    length = torch.sym_min(most, torch.sym_max(2, (frames - 1) // turns + 1)) if equal and most > 1 else most
 
     def turn(carried: Tensor, first: Tensor) -> tuple[Tensor, Any]:
         rows = (first + torch.arange(length, device=device)).clamp(max=frames - 1)
