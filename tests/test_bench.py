@@ -27,6 +27,9 @@ BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
     [
         ("model", page),
         ("sparse", page),
+        ("long", page),
+        ("pi3-long", page),
+        ("pi3-blocks", page),
         ("recipes", page),
         ("attention", attention.page),
         ("selection", selection.page),

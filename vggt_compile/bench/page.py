@@ -12,6 +12,12 @@ from vggt_compile.bench.model import MODELS, PHASES
 from vggt_compile.bench.parts import PARTS
 from vggt_compile.bench.variants import WITHOUT
 
+OUTPUTS = {
+    **{"pose_enc": "camera", "depth": "depth", "world_points": "points"},
+    **{"camera_poses": "camera", "conf": "confidence", "local_points": "points"},
+}
+"""What the outputs of the models are, by the names that these give them."""
+
 
 def page(record: dict[str, Any]) -> str:
     """The Markdown page of a record: what was run, seconds and memory, compile times, deviation, notes by hand."""
@@ -115,9 +121,11 @@ def deviation_section(rows: list[dict[str, Any]]) -> list[str]:
     ]
     if not table:
         return []
+    outputs = next(row["deviation"] for row in rows if row.get("deviation"))
+    headers = ("variant", "frames", *(OUTPUTS[name] for name in outputs))
     return [
         "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
         "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
         "untrained weights, which says nothing about trained ones.\n",
-        tabulate(table, ("variant", "frames", "camera", "depth", "points"), tablefmt="github", disable_numparse=True),
+        tabulate(table, headers, tablefmt="github", disable_numparse=True),
     ]
