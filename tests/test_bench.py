@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from alternating import build
+from framed import SPEC, scene
+from harness import FRAME
 
+from vggt_compile import explain, vggt_sparse
 from vggt_compile.__main__ import main
 from vggt_compile.bench import attention, model, selection, traces
 from vggt_compile.bench.model import Settings, cold_counts, warm_counts
 from vggt_compile.bench.page import page, speed_table
 from vggt_compile.bench.record import read
+from vggt_compile.bench.reported import Reported
 from vggt_compile.bench.variants import known_variant, split_variant
 from vggt_compile.cli.speed import read_variant
 from vggt_compile.errors import BadInput, PlanError, UnknownName
@@ -27,6 +32,9 @@ BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
     [
         ("model", page),
         ("sparse", page),
+        ("long", page),
+        ("pi3-long", page),
+        ("pi3-blocks", page),
         ("recipes", page),
         ("attention", attention.page),
         ("selection", selection.page),
@@ -71,6 +79,44 @@ def test_without_eager_speed_is_over_dense():
     table = speed_table(rows)
     assert "speed-up over dense" in table
     assert "1.50×" in table
+
+
+def test_attention_flops_have_a_column_where_rows_have_them():
+    rows = [
+        {"variant": name, "frames": 8, "warm_s": 1.0, "peak_gib": 1.0, "graphs": 1} | left
+        for name, left in (
+            ("dense", {}),
+            ("turbo", {"attention_left": 0.25}),
+            ("faster_vggt-75", {"attention_left": 0.3, "attention_at_least": True}),
+        )
+    ]
+    lines = speed_table(rows).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0][-2] == "attention FLOPs left"
+    assert [row[-2] for row in cells[2:]] == ["", "25.0%", "≥ 30.0%"]
+    record = {"machine": {}, "settings": {"upstream": "", "size": [28, 42]}, "cold": []}
+    assert "Attention FLOPs left: what" in page(record | {"warm": rows})
+    assert "Attention FLOPs left" not in (without := page(record | {"warm": rows[:1]}))
+    assert "attention FLOPs left" not in without
+
+
+def test_what_a_model_leaves_of_its_attention_is_told_at_every_count(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda gm, inputs, **_: gm.forward)
+    model = build(SPEC)
+    options = {"plan": FRAME, "outline": False}
+    run = Reported(torch.compile(model, backend=vggt_sparse, options=options, dynamic=True))
+    assert run.attention_left(5) == {}
+    with torch.no_grad():
+        run(scene(frames=5))
+        run(scene(frames=4))
+        assert len(run.reports) == 1
+        for frames in (4, 5, 9):
+            want = explain(model, scene(frames=frames), plan=FRAME, dynamic=False).attention_left()
+            assert run.attention_left(frames) == {"attention_left": want}
+        run(scene(frames=1))
+    assert len(run.reports) == 2
+    assert run.attention_left(1)["attention_left"] == 1.0
+    assert run.attention_left(9)["attention_left"] < 1.0
 
 
 def test_results_of_both_phases_are_read_in_the_order_of_variants(tmp_path):

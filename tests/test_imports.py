@@ -54,7 +54,8 @@ DRAWING = """
     handouts →
     journal → errors
     measures → registry ops
-    report →
+    report → growth
+    growth → errors
     published →
     ops →
     datasets → models errors

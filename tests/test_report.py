@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
 from vggt_compile import collect_reports, explain
-from vggt_compile.errors import NotRewritten
+from vggt_compile.errors import BadInput, NotRewritten
 from vggt_compile.report import Report
 
 
@@ -108,6 +108,29 @@ def test_explain_is_what_compiling_does() -> None:
     run(model, x, capture=(capture := Capture()))
     assert told.rows == capture.report.rows
     assert told.family == "vggt"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FRAME,
+        {"layers": {"*": {"keys": {"method": "grid", "stride": [2, 2], "most_frames": 4}}}},
+        {"layers": {"*": {"tokens": {"method": "merge", "ratio": 0.5}}}},
+        {"layers": {"1": {"blocks": {"method": "predict", "keep": 0.5, "q_block": 16, "k_block": 16}}}},
+    ],
+    ids=["scope", "keys", "tokens", "blocks"],
+)
+def test_flops_for_other_numbers_of_frames_are_those_of_a_trace_with_them(plan: object) -> None:
+    model = build(SPEC)
+    with torch.no_grad():
+        report = explain(model, scene(frames=5, grid=(4, 6)), plan=plan, dynamic=True)
+        assert report.rewritten
+        assert report.attention_left(5) == report.attention_left() < 1
+        for frames in (2, 3, 8, 40):
+            alone = explain(model, scene(frames=frames, grid=(4, 6)), plan=plan, dynamic=False)
+            assert report.attention_left(frames) == alone.attention_left() == alone.attention_left(frames)
+            with pytest.raises(BadInput, match=f"does not serve 7 frames: their number is {frames} in it; trace with"):
+                alone.attention_left(7)
 
 
 def test_explain_leaves_nothing_behind() -> None:

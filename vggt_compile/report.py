@@ -11,6 +11,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from vggt_compile.growth import Growth, frames_symbol
+
 
 @dataclass(frozen=True)
 class Row:
@@ -26,6 +28,7 @@ class Row:
         keys: that a query reads, mean over queries; None where the site could not be read.
         at_least: the data decide how much is computed, and `flops_after` is the least.
         measured: each run of the graph hands out how much it was, see `collect_densities`.
+        growth: FLOPs for other numbers of frames; None where the site could not be read.
     """
 
     path: str
@@ -46,6 +49,7 @@ class Row:
     at_least: bool = False
     measured: bool = False
     keys: float | None = None
+    growth: Growth | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,30 @@ class Report:
     def global_rows(self) -> list[Row]:
         return [row for row in self.rows if row.scope == "global"]
 
-    def attention_left(self) -> float:
-        """Share of the attention FLOPs of the graph that is left, 1.0 where nothing was saved."""
-        before = sum(row.flops_before for row in self.rows)
-        return sum(row.flops_after for row in self.rows) / before if before else 1.0
+    def attention_left(self, frames: int | None = None) -> float:
+        """Share of the attention FLOPs of the graph that is left, 1.0 where nothing was saved.
+
+        Args:
+            frames: for so many, where not those that were traced with are meant; BadInput where their number is fixed
+                in the graph. Its guards, as one of `min_tokens`, are not asked.
+        """
+        before, after = map(sum, zip(*self._flops(frames), strict=True)) if self.rows else (0, 0)
+        return after / before if before else 1.0
+
+    def _flops(self, frames: int | None) -> list[tuple[int, int]]:
+        """Before and after, of each row."""
+        if frames is None:
+            return [(row.flops_before, row.flops_after) for row in self.rows]
+        growths = [row.growth for row in self.rows if row.growth is not None]
+        symbol = frames_symbol(growths, frames)
+        return [growth.at(symbol, frames) for growth in growths]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: every row and note."""
-        return asdict(self) | {"attention_left": self.attention_left()}
+        told = asdict(self) | {"attention_left": self.attention_left()}
+        for row in told["rows"]:
+            del row["growth"]
+        return told
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sympy
 from torch.fx import Node
 
 from vggt_compile.graph import dialect
 from vggt_compile.graph.symbols import Symbols, hint, size_of, times
+from vggt_compile.growth import Growth
 from vggt_compile.report import Row
 from vggt_compile.site import LOST, AttentionState, Site, Size
 
@@ -51,7 +53,15 @@ def row_of(
         at_least=state.at_least,
         measured=measured,
         keys=number(state.pairs) / queries if (queries := _queries(state, symbols)) else None,
+        growth=growth_of(None if layout is None else layout.frames, before, state.pairs, per_pair, symbols),
     )
+
+
+def growth_of(frames: Size | None, before: Size, after: Size, per_pair: int, symbols: Symbols) -> Growth:
+    """FLOPs of so many pairs, each as an expression; 0 where inputs do not tell it, as in the row."""
+    known = [0 if symbols.unknown(size) else times(per_pair, size) for size in (before, after)]
+    free = {symbol for size in known for symbol in sympy.sympify(size).free_symbols}
+    return Growth(frames, known[0], known[1], {symbol: symbols.hinted(symbol) for symbol in free})
 
 
 def refused_row(node: Node, reason: str) -> Row:

@@ -12,6 +12,14 @@ from vggt_compile.bench.model import MODELS, PHASES
 from vggt_compile.bench.parts import PARTS
 from vggt_compile.bench.variants import WITHOUT
 
+OUTPUTS = {
+    **{"pose_enc": "camera", "depth": "depth", "world_points": "points"},
+    **{"camera_poses": "camera", "conf": "confidence", "local_points": "points"},
+}
+"""What the outputs of the models are, by the names that these give them."""
+LEFT = "attention_left"
+"""Where a row has its share of the attention FLOPs."""
+
 
 def page(record: dict[str, Any]) -> str:
     """The Markdown page of a record: what was run, seconds and memory, compile times, deviation, notes by hand."""
@@ -33,6 +41,7 @@ def page(record: dict[str, Any]) -> str:
             *plans_section(settings),
             "## Seconds and peak memory, warm\n",
             speed_table(rows["warm"]),
+            *_about_flops(rows["warm"]),
             *parts_section(record),
             *length.section(rows["warm"]),
             "\n## First call: tracing, compiling, running\n",
@@ -62,23 +71,41 @@ def plans_section(settings: dict[str, Any]) -> list[str]:
     return ["", *(f"- `{name}`: `{json.dumps(plan)}`" for name, plan in plans.items()), ""] if plans else []
 
 
+def _about_flops(rows: list[dict[str, Any]]) -> list[str]:
+    if not any(LEFT in row for row in rows):
+        return []
+    return [
+        "\nAttention FLOPs left: what a plan leaves of the two products of all attentions of a model. Attention",
+        "inside frames, in encoder, trunk and heads, counts too; choosing blocks and matching tokens do not. With ≥",
+        "the images decide, and this is the least.",
+    ]
+
+
 def speed_table(rows: list[dict[str, Any]]) -> str:
-    """Speed is over eager, or over dense where eager did not run."""
+    """Speed is over eager, or over dense where eager did not run; attention FLOPs where a row has them."""
     base = "eager" if any(row["variant"] == "eager" for row in rows) else "dense"
     seconds = {row["frames"]: row.get("warm_s") for row in rows if row["variant"] == base}
+    counted = any(LEFT in row for row in rows)
     table = []
     for row in sorted(rows, key=lambda r: r["frames"]):
-        if "warm_s" not in row:
-            why = "out of memory" if row.get("out_of_memory") else "not timed alone"
-            table.append((row["frames"], row["variant"], why, "", "", row["graphs"]))
-            continue
-        before = seconds.get(row["frames"])
-        ratio = f"{before / row['warm_s']:.2f}×" if before else ""
-        table.append(
-            (row["frames"], row["variant"], f"{row['warm_s']:.3f}", ratio, f"{row['peak_gib']:.1f}", row["graphs"])
-        )
-    headers = ("frames", "variant", "seconds", f"speed-up over {base}", "peak GiB", "graphs so far")
+        cells = _timed(row, seconds.get(row["frames"]))
+        table.append((row["frames"], row["variant"], *cells, *([_left(row)] if counted else []), row["graphs"]))
+    flops = ["attention FLOPs left"] if counted else []
+    headers = ("frames", "variant", "seconds", f"speed-up over {base}", "peak GiB", *flops, "graphs so far")
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
+def _timed(row: dict[str, Any], before: float | None) -> tuple[str, str, str]:
+    """Seconds, speed-up, GiB; why there are none where a row was not timed."""
+    if "warm_s" not in row:
+        return "out of memory" if row.get("out_of_memory") else "not timed alone", "", ""
+    ratio = f"{before / row['warm_s']:.2f}×" if before else ""
+    return f"{row['warm_s']:.3f}", ratio, f"{row['peak_gib']:.1f}"
+
+
+def _left(row: dict[str, Any]) -> str:
+    """As a share; empty where no plan ran."""
+    return f"{'≥ ' * row.get('attention_at_least', False)}{row[LEFT]:.1%}" if LEFT in row else ""
 
 
 def parts_section(record: dict[str, Any]) -> list[str]:
@@ -115,9 +142,11 @@ def deviation_section(rows: list[dict[str, Any]]) -> list[str]:
     ]
     if not table:
         return []
+    outputs = next(row["deviation"] for row in rows if row.get("deviation"))
+    headers = ("variant", "frames", *(OUTPUTS[name] for name in outputs))
     return [
         "\n## Deviation from eager, ‖a − b‖ / ‖b‖\n",
         "Of bf16 runs with random weights: for `dense` this is rounding, for `g2f` the price of the rewrite on",
         "untrained weights, which says nothing about trained ones.\n",
-        tabulate(table, ("variant", "frames", "camera", "depth", "points"), tablefmt="github", disable_numparse=True),
+        tabulate(table, headers, tablefmt="github", disable_numparse=True),
     ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vggt_compile.bench.model import TOGETHER
 from vggt_compile.bench.parts import milliseconds, profiled
+from vggt_compile.bench.reported import Reported
 
 BRIEF = 20.0
 """Seconds under which a first call is made once more, whatever the count."""
@@ -34,7 +35,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model = load(settings)
-        run = variant(settings["variant"], settings["plan"], settings["off"], model)
+        run = Reported(variant(settings["variant"], settings["plan"], settings["off"], model))
         if settings["phase"] != TOGETHER:
             write(settings, settings["phase"], (measure(run, frames, settings) for frames in settings["frames"]))
             return
@@ -97,7 +98,7 @@ def variant(name: str, plan: Any, off: str, model: nn.Module) -> Callable[[Tenso
     return torch.compile(model, backend=vggt_sparse, options=options)
 
 
-def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
+def measure(run: Reported, frames: int, settings: dict[str, Any]) -> dict[str, Any]:
     """First call, warm median over repeats, peak memory of the warm calls, and deviation from eager where known."""
     images = views(frames, settings)
     height, width = settings["size"]
@@ -109,6 +110,7 @@ def measure(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any])
         torch.cuda.synchronize()
         row["first_s"] = time.perf_counter() - start
         row["deviation"] = deviation(outputs, frames, settings)
+        row |= run.attention_left(frames)
         del outputs
         # Tensors of more than 2³¹ elements ask for one more graph: such a first call is no measure of running. Of a
         # short one the driver's allocation of memory is some percent.
@@ -133,7 +135,7 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)
 
 
-def first_call(run: Callable[[Tensor], Any], frames: int, settings: dict[str, Any]) -> dict[str, Any]:
+def first_call(run: Reported, frames: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Tracing, compiling and running, beside other processes that do the same."""
     images = views(frames, settings)
     if settings["compile_for"]:
