@@ -74,10 +74,8 @@ def _under_autocast(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _in_one_graph(exported: ExportedProgram) -> GraphModule:
-    """Regions of autocast are graphs of their own; if attentions are in one, casts take the place of all regions."""
+    """The graph of a trace, with casts in the place of regions of autocast, which are graphs of their own."""
     gm = exported.module(check_guards=False)
-    if all(node.graph is gm.graph for node in _attentions(gm)):
-        return gm
     try:
         flatten(gm)
     except Unclear as error:

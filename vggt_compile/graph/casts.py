@@ -7,7 +7,7 @@ stood after, as einsum's do: rounding and moving numbers exchange.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -31,10 +31,11 @@ class Unclear(Exception):
 
 
 class Casts(NamedTuple):
-    """The dtypes to which some operands are cast, by their number, and arguments that state a dtype."""
+    """The dtypes to which some operands are cast, by their number, arguments that state a dtype, and what comes of it."""
 
     operands: Mapping[int, torch.dtype]
     stated: Mapping[str, torch.dtype]
+    gives: tuple[torch.dtype, ...] = ()
 
 
 Call = Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -56,16 +57,21 @@ def casts_at(function: OpOverload, operands: Sequence[Any], call: Call, regions:
     for casts in _candidates(function, operands, call, want):
         try:
             if _Run(function, operands, call, off, seen, casts).did == want.did:
-                return casts
+                return casts._replace(gives=dtypes(want.given))
         except Exception:  # dtypes that do not fit without casts
             continue
     raise Unclear(f"autocast does at {function} what no cast of an operand does")
 
 
-def _candidates(function: OpOverload, operands: Sequence[Any], call: Call, want: _Run) -> Iterable[Casts]:
-    yield Casts({}, {})
-    if want.cast:
-        yield Casts(want.cast, {})
+def _candidates(function: OpOverload, operands: Sequence[Any], call: Call, want: _Run) -> Iterator[Casts]:
+    """Autocast casts all that it casts at one operation to one dtype. Other casts of `want` are the operation's own."""
+    same = len({operand.dtype for operand in _tensors(operands) if operand.is_floating_point()}) < 2
+    if same:
+        yield Casts({}, {})
+    for dtype in dict.fromkeys(want.cast.values()):
+        yield Casts({index: to for index, to in want.cast.items() if to == dtype}, {})
+    if not same:  # tried late, as a failure on fake operands is logged
+        yield Casts({}, {})
     names = [argument.name for argument in function._schema.arguments]
     args, kwargs = call(operands)
     free = "dtype" in names and names.index("dtype") >= len(args) and kwargs.get("dtype") is None
@@ -173,6 +179,11 @@ def _only_casts(function: OpOverload, given: Tensor, out: Any, kwargs: Mapping[s
 def _moves(function: OpOverload, given: Tensor, out: Any) -> bool:
     """Whether an operation gives numbers of its operand as they are."""
     return (function.is_view or function in _MOVES) and all(one.dtype == given.dtype for one in _tensors(out))
+
+
+def dtypes(out: Any) -> tuple[torch.dtype, ...]:
+    """Of all tensors in a result."""
+    return tuple(tensor.dtype for tensor in _tensors(out))
 
 
 def _tensors(out: Any) -> list[Tensor]:

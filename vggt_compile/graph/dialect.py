@@ -142,6 +142,11 @@ def autocasts(graph: torch.fx.Graph) -> dict[Node, tuple[Autocast, ...]]:
     return found
 
 
+def switches_autocast(node: Node) -> bool:
+    """Whether the node opens or closes an autocast region."""
+    return node.target in (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
+
+
 def attention_choices(graph: torch.fx.Graph) -> dict[Node, Any]:
     """Which of PyTorch's attention kernels are allowed before each node, as `sdpa_kernel` said last; None at first."""
     allowed: Any = None

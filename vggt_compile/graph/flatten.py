@@ -1,7 +1,8 @@
 """Regions of autocast and of grad mode become part of the graph around them: what autocast casts stands in the graph.
 
-An export makes graphs of such regions, which a plan could not see through. Each operation of a region gets the casts
-that autocast makes before it as nodes, and so do bodies of loops and branches inside.
+An export makes graphs of such regions, which a plan could not see through; where a region has a loop in it, it may leave
+nodes that open and close it. Each operation of a region gets the casts that autocast makes before it as nodes, and so do
+bodies of loops and branches inside.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from vggt_compile.graph.casts import Casts, Unclear, casts_at
-from vggt_compile.graph.dialect import Autocast, enclosure, in_place, operation, value
+from vggt_compile.graph.casts import Casts, Unclear, casts_at, dtypes
+from vggt_compile.graph.dialect import Autocast, autocasts, enclosure, in_place, operation, switches_autocast, value
 from vggt_compile.graph.symbols import form
 
 _BODIES = {"scan", "cond", "while_loop", "map_impl"}
@@ -45,11 +46,14 @@ class _Flatten:
         self.cast: dict[tuple[Node, torch.dtype], Node] = {}
 
     def run(self) -> None:
-        for node in list(self.gm.graph.nodes):
-            self._write_out(node, self.around)
+        for node, opened in autocasts(self.gm.graph).items():
+            self._write_out(node, (*self.around, *opened))
+        for node in reversed(self.gm.graph.nodes):
+            if switches_autocast(node):
+                self.gm.graph.erase_node(node)
         for node in list(self.gm.graph.nodes):
             if node.op == "call_function":
-                self._state(node, self.inside.get(node, self.around))
+                self._state(node, self.inside[node])
         _drop_unused(self.gm)
         self.gm.graph.lint()
         self.gm.recompile()
@@ -71,9 +75,9 @@ class _Flatten:
         if not found.body.users:
             self.gm.graph.erase_node(found.body)
         autocast = around if found.autocast is None else (*around, found.autocast)
-        for old, made in copies.items():
-            if old.op != "placeholder":
-                self._write_out(made, autocast)
+        for old, opened in autocasts(inner.graph).items():
+            if old.op not in ("placeholder", "output"):
+                self._write_out(copies[old], (*autocast, *opened))
 
     def _state(self, node: Node, around: Regions) -> None:
         """The casts of autocast at a node before it."""
@@ -94,6 +98,9 @@ class _Flatten:
                     own = self.gm.graph.get_attr(_adopt(self.gm, copy.deepcopy(inner)))
                 own.meta = copy.copy(body.meta)
                 _Flatten(_attribute(self.gm, own), around, self.asked).run()
+                out = _attribute(self.gm, own).graph.output_node().args[0]
+                if isinstance(out, (tuple, list)):  # the condition of a while loop is one node
+                    _agree(node, dtypes([value(each) for each in out if isinstance(each, Node)]))
                 node.replace_input_with(body, own)
                 if not body.users:
                     self.gm.graph.erase_node(body)
@@ -113,6 +120,7 @@ class _Flatten:
         if key not in self.asked:
             assert isinstance(node.target, OpOverload)
             self.asked[key] = casts_at(node.target, operands, call, around)
+        _agree(node, self.asked[key].gives)
         return self.asked[key]
 
     def _cast_operands(self, node: Node, casts: Casts) -> None:
@@ -134,6 +142,12 @@ class _Flatten:
 def _on(around: Regions) -> bool:
     """Whether autocast does anything inside the regions."""
     return any({region.device: region.enabled for region in around}.values())
+
+
+def _agree(node: Node, gives: tuple[torch.dtype, ...]) -> None:
+    """Whether the trace saw what autocast does: inside bodies of loops it may not have seen regions."""
+    if dtypes(value(node)) != gives:
+        raise Unclear(f"{node.target} gives {gives}, and the trace says {dtypes(value(node))}")
 
 
 def _attribute(gm: GraphModule, node: Node) -> Any:
