@@ -1,8 +1,8 @@
-"""What autocast casts at each operation stands in the graph: regions written out give the bits of the model's own run."""
+"""What autocast casts at each operation stands in the graph: regions written out give the bits of the model's run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,9 +19,10 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from vggt_compile.artifact import program as programs
 from vggt_compile.graph import flatten as flattening
-from vggt_compile.graph.casts import Casts, Unclear, casts_at
+from vggt_compile.graph.casts import Unclear, casts_at
 from vggt_compile.graph.dialect import Autocast, enclosure, parts
 from vggt_compile.graph.flatten import flatten
+from vggt_compile.graph.trial import Casts
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 aten = torch.ops.aten
@@ -87,7 +88,6 @@ def check(model: nn.Module, x: Tensor, dynamic: bool = True) -> GraphModule:
             same_bits(gm(seen), model(seen))
         Faithful(gm).run(x)
     return gm
-
 
 
 OPERATIONS: dict[str, Function] = {
@@ -271,11 +271,10 @@ def test_asking_adds_no_guard_and_no_symbol() -> None:
 
 
 @pytest.fixture
-def cuda_rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cuda_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast of GPUs where there is none: fake operands need none."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args: True)
-    yield
 
 
 GPU = Autocast("cuda", BF16, True, False)
@@ -310,7 +309,7 @@ def test_another_device_has_rules_of_its_own(function: Any, operands: tuple[Any,
 
 @pytest.mark.usefixtures("cuda_rules")
 def test_what_is_another_operation_under_autocast_is_unclear() -> None:
-    with pytest.raises(Unclear, match="aten.norm.Scalar"):
+    with pytest.raises(Unclear, match=r"aten\.norm\.Scalar"):
         casts_at(aten.norm.Scalar, fakes((BF16, 2), "cuda"), lambda own: (tuple(own), {}), [GPU])
 
 

@@ -21,6 +21,7 @@ from vggt_compile.families.forms import TOO_MANY, dense_heads_in_runs_of
 from vggt_compile.graph.casts import Unclear
 from vggt_compile.graph.dialect import is_attention_like
 from vggt_compile.graph.flatten import flatten
+from vggt_compile.graph.plain import plain
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
 from vggt_compile.rewrite import rewrite
@@ -49,6 +50,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(torch.no_grad())
         with nullcontext() if precision == "fp32" else _under_autocast(model, device):
             gm = _in_one_graph(_export(model, images, span))
+        plain(gm)
         report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)

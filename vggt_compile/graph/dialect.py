@@ -34,7 +34,7 @@ class Autocast(NamedTuple):
 
 
 class Enclosure(NamedTuple):
-    """A region that an export made a graph of its own, and the call of it; `autocast` is None where it is of grad mode."""
+    """A call of a region that an export made a graph of its own; `autocast` is None where it is of grad mode."""
 
     autocast: Autocast | None
     body: Node

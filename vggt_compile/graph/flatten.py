@@ -1,8 +1,8 @@
-"""Regions of autocast and of grad mode become part of the graph around them: what autocast casts stands in the graph.
+"""Regions of autocast and grad mode become part of the graph around them: what autocast casts stands in the graph.
 
-An export makes graphs of such regions, which a plan could not see through; where a region has a loop in it, it may leave
-nodes that open and close it. Each operation of a region gets the casts that autocast makes before it as nodes, and so do
-bodies of loops and branches inside.
+An export makes graphs of such regions, which a plan could not see through; where a region has a loop in it, it may
+leave nodes that open and close it. Each operation of a region gets the casts that autocast makes before it as nodes,
+and so do bodies of loops and branches inside.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from vggt_compile.graph.casts import Casts, Unclear, casts_at, dtypes
+from vggt_compile.graph.casts import Unclear, casts_at
 from vggt_compile.graph.dialect import Autocast, autocasts, enclosure, in_place, operation, switches_autocast, value
 from vggt_compile.graph.symbols import form
+from vggt_compile.graph.trial import NOTHING, Casts, dtypes
 
 _BODIES = {"scan", "cond", "while_loop", "map_impl"}
 """Operations on graphs that do nothing with autocast but run their bodies in it."""
@@ -109,7 +110,7 @@ class _Flatten:
         sources = node.all_input_nodes
         operands = [value(source) for source in sources]
         if not any(isinstance(operand, Tensor) for operand in operands):
-            return Casts({}, {})
+            return NOTHING
 
         def call(given: Sequence[Any]) -> Any:
             place = dict(zip(sources, given, strict=True))
@@ -127,7 +128,7 @@ class _Flatten:
         sources = node.all_input_nodes
         for index, dtype in casts.operands.items():
             node.replace_input_with(sources[index], self._cast(sources[index], dtype, node))
-        node.kwargs = node.kwargs | casts.stated
+        node.kwargs = {**node.kwargs, **casts.stated}
 
     def _cast(self, source: Node, dtype: torch.dtype, reader: Node) -> Node:
         if (source, dtype) not in self.cast:
