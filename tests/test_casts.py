@@ -37,16 +37,16 @@ def halves(dtype: torch.dtype = BF16, enabled: bool = True) -> torch.autocast:
 class Under(nn.Module):
     """A function of x and its double in bf16, with weights, under autocast."""
 
-    def __init__(self, function: Function, dtype: torch.dtype = BF16) -> None:
+    def __init__(self, function: Function, dtype: torch.dtype = BF16, device: str = "cpu") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.function, self.dtype = function, dtype
+        self.function, self.dtype, self.device = function, dtype, device
         self.linear, self.norm, self.conv = nn.Linear(8, 8), nn.LayerNorm(8), nn.Conv1d(6, 8, 3, padding=1)
         self.table, self.heads = nn.Embedding(10, 8), nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Any:
         half = (2 * x).to(self.dtype)
-        with halves(self.dtype):
+        with torch.autocast(self.device, self.dtype):
             return self.function(self, x, half)
 
 
@@ -115,7 +115,7 @@ OPERATIONS: dict[str, Function] = {
     "norms": lambda m, x, h: (F.normalize(h, dim=-1), h.norm(), torch.cdist(x, x)),
     "integers": lambda m, x, h: (x.argmax(-1), torch.arange(x.shape[0]), x > h),
     "casts of the model": lambda m, x, h: m.linear(x.to(h.dtype)).float() + m.linear(h.float()).double(),
-    "matrices": lambda m, x, h: torch.linalg.inv((x @ x.mT).float() + torch.eye(6)),
+    "matrices": lambda m, x, h: torch.linalg.inv((x @ x.mT).float() + torch.eye(6, device=x.device)),
     "a grid": lambda m, x, h: F.grid_sample(h[None], x[None, ..., :2], align_corners=False),
 }
 
@@ -124,6 +124,13 @@ OPERATIONS: dict[str, Function] = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_gives_the_same_bits(name: str, dtype: torch.dtype) -> None:
     check(Under(OPERATIONS[name], dtype), torch.randn(3, 6, 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_gives_the_same_bits_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    check(Under(OPERATIONS[name], dtype, "cuda").cuda(), torch.randn(3, 6, 8, device="cuda"))
 
 
 STEPS: dict[str, Function] = {

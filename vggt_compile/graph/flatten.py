@@ -19,7 +19,16 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from vggt_compile.graph.casts import Unclear, casts_at
-from vggt_compile.graph.dialect import Autocast, autocasts, enclosure, in_place, operation, switches_autocast, value
+from vggt_compile.graph.dialect import (
+    Autocast,
+    autocasts,
+    enclosure,
+    in_place,
+    inspects,
+    operation,
+    switches_autocast,
+    value,
+)
 from vggt_compile.graph.symbols import form
 from vggt_compile.graph.trial import NOTHING, Casts, dtypes
 
@@ -109,7 +118,7 @@ class _Flatten:
     def _ask(self, node: Node, around: Regions) -> Casts:
         sources = node.all_input_nodes
         operands = [value(source) for source in sources]
-        if not any(isinstance(operand, Tensor) for operand in operands):
+        if inspects(node) or not any(isinstance(operand, Tensor) for operand in operands):
             return NOTHING
 
         def call(given: Sequence[Any]) -> Any:
