@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from upstream_models import same_bits, scene, tensors
 
 import vggt_compile
+from vggt_compile.artifact import program as programs
 from vggt_compile.artifact import request
 from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.check import BOUND, off
@@ -25,6 +26,7 @@ from vggt_compile.artifact.program import program
 from vggt_compile.artifact.request import Span
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.families import trace
+from vggt_compile.graph.dialect import enclosure
 from vggt_compile.plan import Plan
 
 pytestmark = [
@@ -79,6 +81,24 @@ def test_regions_of_autocast_hide_no_grid() -> None:
         made = program(net, Span((3, 64), (1, 1), size), Plan.read(plan), "fp32", CPU, strict=True)
         x = scene("omega", 1, 6)
         close(made.exported.module()(x), jit(net, x, plan))
+
+
+@pytest.mark.parametrize("name", ["vggt", "omega"])  # π³ takes a determinant in bf16 then, which no CPU can
+def test_casts_of_autocast_stand_in_the_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What published models do under autocast can be said by casts, without another trace, to the bit."""
+
+    def again(exported: Any) -> Any:
+        raise AssertionError("the model was traced once more")
+
+    monkeypatch.setattr(programs, "_decomposed", again)
+    with upstream_models.model(name) as net, torch.no_grad():
+        x = scene(name, 1, 5)
+        made = program(net, Span((3, 64), (1, 1), tuple(x.shape[-2:])), Plan.read({}), "autocast", CPU, strict=False)
+        assert not any(enclosure(node) for node in made.exported.graph.nodes)
+        with torch.autocast("cpu", torch.bfloat16):
+            want = jit(net, x, {})
+        for one, other in zip(tensors(made.exported.module()(x)), tensors(want), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_dense_heads_are_one_loop_for_few_frames_and_many() -> None:

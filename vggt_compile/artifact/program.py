@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from vggt_compile.artifact.stages import Stages
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families import trace
 from vggt_compile.families.forms import dense_heads_see_at_most
+from vggt_compile.graph.casts import Unclear
 from vggt_compile.graph.dialect import is_attention_like
+from vggt_compile.graph.flatten import flatten
+from vggt_compile.graph.plain import plain
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
 from vggt_compile.rewrite import rewrite
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
             traced = _export(model, images, span)
         with at.stage("take autocast apart"):
             gm = _in_one_graph(traced)
+            plain(gm)
         with at.stage("rewrite"):
             report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
@@ -71,14 +78,22 @@ def _under_autocast(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _in_one_graph(exported: ExportedProgram) -> GraphModule:
-    """Regions of autocast are graphs of their own; if attentions are in one, casts take the place of all regions.
+    """The graph of a trace, with casts in the place of regions of autocast, which are graphs of their own."""
+    gm = exported.module(check_guards=False)
+    try:
+        flatten(gm)
+    except Unclear as error:
+        log.info("the model is traced twice to write casts of autocast out: %s", error)
+        return _decomposed(exported)
+    return gm
+
+
+def _decomposed(exported: ExportedProgram) -> GraphModule:
+    """Casts in the place of regions as AOTAutograd traces them, which takes as long as an export.
 
     Attentions keep their module paths.
     """
-    gm = exported.module(check_guards=False)
-    if all(node.graph is gm.graph for node in _attentions(gm)):
-        return gm
-    stacks = [node.meta.get("nn_module_stack") for node in _attentions(gm)]
+    stacks = [node.meta.get("nn_module_stack") for node in _attentions(exported.graph_module)]
     flat = exported.run_decompositions({}).module(check_guards=False)
     for node, path in zip(_attentions(flat), stacks, strict=True):
         node.meta["nn_module_stack"] = path

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._higher_order_ops.wrap import wrap_with_autocast
+from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
 from torch.fx import GraphModule, Node
 
 from vggt_compile.site import AttentionCall
@@ -31,6 +31,14 @@ class Autocast(NamedTuple):
     dtype: torch.dtype | None
     enabled: bool
     cache: bool | None
+
+
+class Enclosure(NamedTuple):
+    """A call of a region that an export made a graph of its own; `autocast` is None where it is of grad mode."""
+
+    autocast: Autocast | None
+    body: Node
+    operands: tuple[Any, ...]
 
 
 _SDPA = {torch._C._nn.scaled_dot_product_attention, F.scaled_dot_product_attention}
@@ -99,10 +107,21 @@ def parts(gm: GraphModule) -> Iterator[Part]:
             uses.setdefault(str(node.target), []).extend(node.users)
     for name, calls in uses.items():
         around = autocast_at(calls[0]) if calls else ()
-        if calls and calls[0].target is wrap_with_autocast:
-            around = (*around, Autocast(*calls[0].args[:4]))  # type: ignore[arg-type]
+        region = enclosure(calls[0]) if calls else None
+        if region is not None and region.autocast is not None:
+            around = (*around, region.autocast)
         for inner in parts(getattr(gm, name)):
             yield Part(inner.gm, len(calls) * inner.calls, (*around, *inner.autocast))
+
+
+def enclosure(node: Node) -> Enclosure | None:
+    """The region that a node runs."""
+    args: Any = node.args
+    if node.target is wrap_with_autocast:
+        return Enclosure(Autocast(*args[:4]), args[4], args[5:])
+    if node.target is wrap_with_set_grad_enabled:
+        return Enclosure(None, args[1], args[2:])
+    return None
 
 
 def autocast_at(node: Node) -> tuple[Autocast, ...]:
@@ -121,6 +140,11 @@ def autocasts(graph: torch.fx.Graph) -> dict[Node, tuple[Autocast, ...]]:
         elif node.target is torch.amp.autocast_mode._exit_autocast:
             opened.pop(node.args[0], None)
     return found
+
+
+def switches_autocast(node: Node) -> bool:
+    """Whether the node opens or closes an autocast region."""
+    return node.target in (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
 
 
 def attention_choices(graph: torch.fx.Graph) -> dict[Node, Any]:
