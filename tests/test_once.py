@@ -21,6 +21,7 @@ from torch._dynamo.utils import counters
 
 from vggt_compile import collect_reports, compile_once
 from vggt_compile.errors import PlanError
+from vggt_compile.families.frame_loop import over_frames
 from vggt_compile.models import vggt
 
 FRAME: dict[str, Any] = {"plan": {"layers": {"0": {"scope": "frame"}}}}
@@ -208,6 +209,26 @@ def test_a_changed_model_is_not_served(kept: Path) -> None:
 def test_what_measures_is_refused(path: Path) -> None:
     with pytest.raises(PlanError, match="nothing that measures"):
         compile_once(trunk(), path, {"densities": True})
+
+
+class Looping(OfImages):
+    """Its second output is made a few frames at a time, by a loop of the graph."""
+
+    def forward(self, images: Tensor) -> Any:
+        def some(rows: Tensor) -> dict[str, Tensor]:
+            return {"mean": images.index_select(1, rows).mean((-1, -2))}
+
+        return super().forward(images), over_frames(some, images.shape[1], 2, images.device)
+
+
+def test_a_graph_with_a_loop_is_read_back(path: Path) -> None:
+    """Torch notes what it knows as trees as it traces one, and notes it again as it reads the graph."""
+    model = Looping(2).eval().requires_grad_(False)
+    want = anew(path, model=model)(images(5))
+    again = anew(path, model=model)(images(5))
+    assert counters["stats"]["unique_graphs"] == 0
+    assert torch.equal(again[0], want[0])
+    assert torch.equal(again[1]["mean"], want[1]["mean"])
 
 
 @pytest.mark.gpu

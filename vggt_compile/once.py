@@ -6,6 +6,7 @@ look for. Here the conditions of its trace, its code and the compiled graph are 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -14,14 +15,16 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable, SerializableCallable
 from torch._dynamo.guards import CheckFunctionManager
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vggt_compile import __version__
@@ -87,7 +90,8 @@ class _CompiledOnce:
         runs = []
         for graph in self._read().under(state):
             try:
-                with GUARDED, scalar_beside_a_gpu([*self.model.parameters(), *_tensors(args, kwargs)]):
+                beside = scalar_beside_a_gpu([*self.model.parameters(), *_tensors(args, kwargs)])
+                with GUARDED, _as_if_tracing(), beside:
                     run = load(io.BytesIO(graph))
             except RuntimeError as problem:
                 self._read().drop(graph, problem)
@@ -158,6 +162,14 @@ def _portable(guards: Sequence[Any]) -> list[bool]:
         not (guard.is_global or guard.guard_type in unsupported or "defaults__" in guard.orig_guard.name)
         for guard in guards
     ]
+
+
+@contextlib.contextmanager
+def _as_if_tracing() -> Iterator[None]:
+    """What is read inside the block may note guards, as what a trace imported does whenever it is made: nobody asks."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    with torch._guards.tracing(torch._guards.TracingContext(mode)):
+        yield
 
 
 def _unmarked(args: Any, kwargs: Any) -> Any:

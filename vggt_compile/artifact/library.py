@@ -38,6 +38,7 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     """Compile a program. The first one holds its weights, others are given them when they are loaded."""
     shims = "aot_inductor.custom_ops_to_c_shims"
     settings = {
+        **loops.SETTINGS,
         **inductor,
         shims: {**inductor.get(shims, {}), **c_functions(made.exported)},
         "aot_inductor.package": True,

@@ -39,7 +39,8 @@ def over_frames(
     length = torch.sym_min(most, torch.sym_max(2, (frames - 1) // turns + 1)) if equal and most > 1 else most
 
     def turn(carried: Tensor, first: Tensor) -> tuple[Tensor, Any]:
-        rows = (first + torch.arange(length, device=device)).clamp(max=frames - 1)
+        # Inductor tries kernels out on whatever lies in memory: none of it may lead out of the images.
+        rows = (first + torch.arange(length, device=device)).clamp(0, frames - 1)
         return carried.clone(), run(rows)  # a scan carries something; here nothing depends on the turn before
 
     _, parts = scan(turn, torch.zeros((), device=device), length * torch.arange(turns, device=device))
