@@ -21,6 +21,7 @@ from vggt_compile.artifact.request import Span, in_runs, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families.forms import TooManyFrames
+from vggt_compile.graph.dialect import enclosure, switches_autocast
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
 from vggt_compile.models.presets import VGGT_PRESETS
@@ -188,6 +189,20 @@ def test_dense_heads_written_here_too(loops: bool, monkeypatch: pytest.MonkeyPat
         for frames in (7, 8, 16):
             x = images(1, frames, 3, 28, 42)
             assert worst(program_of_all(x), model(x)) < 1e-5
+
+
+def test_weights_of_a_graph_with_a_loop_are_rounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around a loop torch.export leaves nodes that open and close autocast; elsewhere it makes a graph of the region."""
+    monkeypatch.setattr(request, "CAN_LOOP", True)
+    monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * 28 * 42)
+    dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8, layers=(0, 0, 0, 0))
+    model = randomized(vggt("tiny", depth=1, encoder="conv", outputs=("depth",), dpt=dpt))
+    many = in_runs(Span((3, 16), (1, 1), (28, 42)))[0]
+    made = traced(model, many, PLANS["dense"], "bf16")
+    nodes = made.exported.graph.nodes
+    assert [node for node in nodes if "scan" in str(node.target) and node.op == "call_function"]
+    assert not [node for node in nodes if switches_autocast(node) or enclosure(node)]
+    assert made.exported.state_dict["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
 
 
 def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:
