@@ -192,7 +192,7 @@ def test_dense_heads_written_here_too(loops: bool, monkeypatch: pytest.MonkeyPat
 
 
 def test_weights_of_a_graph_with_a_loop_are_rounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Around a loop torch.export leaves nodes that open and close autocast; elsewhere it makes a graph of the region."""
+    """Around a loop torch.export leaves nodes that open and close autocast; elsewhere it makes graphs of regions."""
     monkeypatch.setattr(request, "CAN_LOOP", True)
     monkeypatch.setattr(request, "PIXELS_AT_ONCE", 6 * 28 * 42)
     dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8, layers=(0, 0, 0, 0))
