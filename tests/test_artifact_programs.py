@@ -22,6 +22,7 @@ from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import PIXELS_AT_ONCE, Span, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
+from vggt_compile.graph.dialect import enclosure, switches_autocast
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
 from vggt_compile.models.presets import VGGT_PRESETS
@@ -173,6 +174,17 @@ def test_dense_heads_written_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
         for frames in (3, 6, 7, 8, 16):
             x = images(1, frames, 3, 28, 42)
             assert worst(program_of_all(x), model(x)) < 1e-5
+
+
+def test_weights_of_a_graph_with_a_loop_are_rounded_too() -> None:
+    """Around a loop torch.export leaves nodes that open and close autocast; elsewhere it makes graphs of regions."""
+    dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8, layers=(0, 0, 0, 0))
+    model = randomized(vggt("tiny", depth=1, encoder="conv", outputs=("depth",), dpt=dpt))
+    made = traced(model, Span((3, 16), (1, 1), (28, 42)), PLANS["dense"], "bf16")
+    nodes = made.exported.graph.nodes
+    assert [node for node in nodes if "scan" in str(node.target) and node.op == "call_function"]
+    assert not [node for node in nodes if switches_autocast(node) or enclosure(node)]
+    assert made.exported.state_dict["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
 
 
 def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:

@@ -14,7 +14,7 @@ from unittest import mock
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
 SETTINGS = {"unbacked_symint_fallback": 0}
-"""Of Inductor. It tries kernels out while it writes a library, those in a loop as if in this turn, which every loop has.
+"""Of Inductor. It tries kernels out while it writes a library, those in a loop as if in this turn: every loop has it.
 By default that is turn 8192, whose memory would lie far behind what is there."""
 
 
