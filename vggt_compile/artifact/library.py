@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from vggt_compile import caches
-from vggt_compile.artifact import convolutions, loops
+from vggt_compile.artifact import blocks, convolutions, loops
 from vggt_compile.artifact.kernels import c_functions
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
+from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
+from vggt_compile.report import Region
 
 
 @dataclass(frozen=True)
@@ -47,20 +51,31 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
         "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # adds a list of them to the files
         "aot_inductor.metadata": {"vggt_compile.span": str(made.span), "vggt_compile.plan": made.report.plan},
     }
-    exported = made.exported
-    assert exported.example_inputs is not None
-    args, kwargs = exported.example_inputs
-    as_libraries_are = caches.told(), convolutions.of_any_number(), loops.written_whole(), scalar_beside_a_gpu(args)
-    with made.stages.stage("compile"), ExitStack() as stack:
-        for setting in as_libraries_are:
-            stack.enter_context(setting)
-        found = torch._inductor.aot_compile(exported.module(check_guards=False), args, kwargs, options=settings)
-    assert isinstance(found, list)
+    gm = made.exported.module(check_guards=False)
+    with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
+        done = outline_blocks(gm)
+    made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
+    with made.stages.stage("compile"):
+        found = _compiled(gm, made.exported, settings)
     files = [file for file in found if isinstance(file, str) and file]
     constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
     known = first[0].constants if first else constants
     own = tuple(sorted(key for key, tensor in constants.items() if not _same(tensor, known.get(key))))
     return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants, not first)
+
+
+def _compiled(gm: GraphModule, exported: ExportedProgram, settings: dict[str, Any]) -> list[Any]:
+    assert exported.example_inputs is not None
+    args, kwargs = exported.example_inputs
+    with ExitStack() as stack:
+        stack.enter_context(caches.told())
+        stack.enter_context(convolutions.of_any_number())
+        stack.enter_context(loops.written_whole())
+        stack.enter_context(blocks.called(gm))
+        stack.enter_context(scalar_beside_a_gpu(args))
+        found = torch._inductor.aot_compile(gm, args, kwargs, options=settings)
+    assert isinstance(found, list)
+    return found
 
 
 def _same(tensor: Tensor, other: Tensor | None) -> bool:

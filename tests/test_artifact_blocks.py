@@ -1,0 +1,83 @@
+"""Equal blocks in a library: compiled once, called where each of them is, with the numbers of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bare import bare
+from torch import Tensor, nn
+
+import vggt_compile
+from vggt_compile.artifact import blocks
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+WIDTH, HEADS = 32, 2
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.wide, self.narrow = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return x + self.narrow(F.gelu(self.wide(self.norm(x))))
+
+
+class Trunk(nn.Module):
+    """Images [B, S, 3, H, W]; attention inside frames and over all of them in turn. One layer is an output too."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(12, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(2 * pairs))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        batch, frames = images.shape[:2]
+        x = self.embed(F.unfold(images.flatten(0, 1), 2, stride=2).transpose(1, 2))
+        tokens, kept = x.shape[1], x
+        for index, block in enumerate(self.blocks):
+            x = block(x.reshape(batch, frames * tokens, WIDTH) if index % 2 else x.reshape(-1, tokens, WIDTH))
+            kept = x if index == 3 else kept
+        return x.reshape(batch, frames, tokens, WIDTH), kept.reshape(batch, frames, tokens, WIDTH)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("batch", [1, (1, 3)])
+def test_a_block_is_written_once(
+    batch: int | tuple[int, int], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    define = blocks._define
+    monkeypatch.setattr(blocks, "_define", lambda writer, graph: written.append(graph.name) or define(writer, graph))
+    model, path = Trunk(4).eval().to(device), tmp_path / "model.pt2"
+    images = torch.rand(1, 5, 3, 4, 6, device=device)
+    made = vggt_compile.export(model, images, plan={}, frames=(3, 40), batch=batch, path=path)
+    (entry,) = made.entries
+    (region,) = [one for one in entry.report["regions"] if one["name"] == "outline_blocks"]
+    assert region["count"] >= 2, region
+    assert 0 < len(written) <= 2
+    run, most = vggt_compile.load(path), batch if isinstance(batch, int) else batch[1]
+    scenes = [torch.rand(items, frames, 3, 4, 6, device=device) for items in {1, most} for frames in (3, 8, 40)]
+    alone = bare(path, scenes, tmp_path) if device == "cpu" else map(run, scenes)
+    for given, other in zip(scenes, alone, strict=True):
+        with torch.no_grad():
+            want = model(given)
+        for answer in (run(given), other):
+            for one, wanted in zip(answer, want, strict=True):
+                torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_stay_where_the_pass_is_switched_off(tmp_path: Path) -> None:
+    off = {"disabled_passes": "outline_blocks"}
+    images = torch.rand(1, 5, 3, 4, 6)
+    made = vggt_compile.export(Trunk(2).eval(), images, plan={}, frames=3, path=tmp_path / "model.pt2", inductor=off)
+    (region,) = made.entries[0].report["regions"]
+    assert region["count"] == 0
+    assert list(region["left"]) == [""]
