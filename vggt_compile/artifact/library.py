@@ -51,10 +51,7 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
         "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # adds a list of them to the files
         "aot_inductor.metadata": {"vggt_compile.span": str(made.span), "vggt_compile.plan": made.report.plan},
     }
-    gm = made.exported.module(check_guards=False)
-    with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
-        done = outline_blocks(gm)
-    made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
+    gm = outlined(made, inductor)
     with made.stages.stage("compile"):
         found = _compiled(gm, made.exported, settings)
     files = [file for file in found if isinstance(file, str) and file]
@@ -62,6 +59,15 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     known = first[0].constants if first else constants
     own = tuple(sorted(key for key, tensor in constants.items() if not _same(tensor, known.get(key))))
     return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants, not first)
+
+
+def outlined(made: Program, inductor: Mapping[str, Any]) -> GraphModule:
+    """The graph of a program, with equal blocks as calls of one; its report says how many."""
+    gm = made.exported.module(check_guards=False)
+    with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
+        done = outline_blocks(gm)
+    made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
+    return gm
 
 
 def _compiled(gm: GraphModule, exported: ExportedProgram, settings: dict[str, Any]) -> list[Any]:
