@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 from vggt_compile.graph import dialect
 from vggt_compile.graph.axes import arranges, names_sizes, sizes
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.enclosing import autocasts
 from vggt_compile.graph.region import after
 from vggt_compile.graph.symbols import equal, size_of, times
 from vggt_compile.registry import region
@@ -98,7 +99,7 @@ class _Numbers:
     """A number for each value: values of one number are equal."""
 
     def __init__(self, graph: Graph) -> None:
-        self.autocasts = dialect.autocasts(graph)
+        self.autocasts = autocasts(graph)
         self.changing = _changing(graph)
         self.numbers: dict[Node, Hashable] = {}
         self.known: dict[Hashable, int] = {}

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from vggt_compile.graph import dialect
 from vggt_compile.graph.axes import sizes
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.enclosing import parts
 from vggt_compile.graph.symbols import Symbols
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.presets import VGGT_PRESETS
@@ -65,7 +66,7 @@ def run_again(gm: GraphModule, *inputs: Tensor) -> Any:
 
 
 def editor(gm: GraphModule) -> Editor:
-    return Editor(next(dialect.parts(gm)), Symbols(gm.graph))
+    return Editor(next(parts(gm)), Symbols(gm.graph))
 
 
 def outputs(gm: GraphModule) -> tuple[Node, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from alternating import Attention, Block
 from bare import bare
 from torch import Tensor, nn
 
@@ -21,18 +22,6 @@ pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.f
 WIDTH, HEADS = 32, 2
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.proj = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.wide, self.narrow = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(self.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-        return x + self.narrow(F.gelu(self.wide(self.norm(x))))
-
-
 class Trunk(nn.Module):
     """Images [B, S, 3, H, W]; attention inside frames and over all of them in turn. One layer is an output too."""
 
@@ -40,7 +29,7 @@ class Trunk(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Linear(12, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(2 * pairs))
+        self.blocks = nn.ModuleList(Block(Attention(HEADS, WIDTH // HEADS), WIDTH) for _ in range(2 * pairs))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         batch, frames = images.shape[:2]

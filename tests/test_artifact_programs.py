@@ -22,7 +22,7 @@ from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import PIXELS_AT_ONCE, Span, spans
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed
-from vggt_compile.graph.dialect import enclosure, switches_autocast
+from vggt_compile.graph.enclosing import enclosure, switches_autocast
 from vggt_compile.models import pi3, vggt
 from vggt_compile.models.camera import CameraConfig
 from vggt_compile.models.presets import VGGT_PRESETS

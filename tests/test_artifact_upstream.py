@@ -26,7 +26,7 @@ from vggt_compile.artifact.program import program
 from vggt_compile.artifact.request import Span
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.families import trace
-from vggt_compile.graph.dialect import enclosure
+from vggt_compile.graph.enclosing import enclosure
 from vggt_compile.plan import Plan
 
 pytestmark = [

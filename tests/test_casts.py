@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from vggt_compile.artifact import program as programs
 from vggt_compile.graph import flatten as flattening
 from vggt_compile.graph.casts import Unclear, casts_at
-from vggt_compile.graph.dialect import Autocast, enclosure, parts
+from vggt_compile.graph.enclosing import Autocast, enclosure, parts
 from vggt_compile.graph.flatten import flatten
 from vggt_compile.graph.trial import Casts
 
@@ -205,7 +205,9 @@ def branch(m: Under, x: Tensor, h: Tensor) -> Any:
 
 
 def until(m: Under, x: Tensor, h: Tensor) -> Any:
-    step = lambda i, y: (i + 1, m.linear(y).float())  # noqa: E731
+    def step(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return i + 1, m.linear(y).float()
+
     return while_loop(lambda i, y: i < 3, step, (torch.zeros((), dtype=torch.long), x))[1]
 
 

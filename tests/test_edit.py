@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vggt_compile.graph import dialect
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.enclosing import parts
 from vggt_compile.graph.symbols import Symbols
 
 
@@ -21,7 +21,7 @@ def test_equal_calls_share_what_they_give_and_others_do_not() -> None:
         return (x + 1) * (y + 1) * z.sum()
 
     def backend(gm: GraphModule, _: Any) -> Any:
-        edit = Editor(next(dialect.parts(gm)), Symbols(gm.graph))
+        edit = Editor(next(parts(gm)), Symbols(gm.graph))
         x, y, z = (node for node in gm.graph.nodes if isinstance(value(node), Tensor) and node.op == "placeholder")
         with edit.before(gm.graph.output_node()):
             calls = [(torch.narrow, given, 1, 0, end) for given, end in ((x, 2), (y, 2), (z, 2), (x, 1))]

@@ -15,13 +15,14 @@ from torch.fx import GraphModule
 
 from vggt_compile.families.shim import Shim
 from vggt_compile.graph import dialect
+from vggt_compile.graph.enclosing import parts
 from vggt_compile.report import Report
 from vggt_compile.site import LOST
 
 
 def is_fragment(gm: GraphModule) -> bool:
     """Whether this graph is a piece of a broken frame that holds no attention, so that a plan cannot mean it."""
-    if any(dialect.is_attention_like(node) for part in dialect.parts(gm) for node in part.gm.graph.nodes):
+    if any(dialect.is_attention_like(node) for part in parts(gm) for node in part.gm.graph.nodes):
         return False
     return _ends_in_break(gm) or bool(graph_break_reasons)
 

@@ -16,6 +16,7 @@ from vggt_compile import registry
 from vggt_compile.errors import NotRewritten
 from vggt_compile.graph import dialect
 from vggt_compile.graph.edit import Editor
+from vggt_compile.graph.enclosing import Part, parts
 from vggt_compile.graph.layout import find_sites
 from vggt_compile.graph.rotary import expand_rotations
 from vggt_compile.graph.switches import DISABLED, disabled_passes
@@ -55,7 +56,7 @@ def rewrite(
         The report. With a dense plan the graph is left as it is, to the node, but for what is appended.
     """
     report = Report(plan=plan.name)
-    for part in dialect.parts(gm):
+    for part in parts(gm):
         whole = part.gm is gm
         _GraphRewrite(part, plan, guard, report, densities and whole, probes and whole).run()
     if densities and any(row.implementation == "block-sparse" and not row.measured for row in report.rows):
@@ -80,9 +81,7 @@ def attention_sites(gm: GraphModule) -> list[Site]:
 class _GraphRewrite:
     """One graph on its way through the driver."""
 
-    def __init__(
-        self, part: dialect.Part, plan: Plan, guard: bool, report: Report, densities: bool, probes: bool
-    ) -> None:
+    def __init__(self, part: Part, plan: Plan, guard: bool, report: Report, densities: bool, probes: bool) -> None:
         self.gm, self.calls, self.plan, self.guard, self.report = part.gm, part.calls, plan, guard, report
         self.symbols = Symbols(self.gm.graph)
         self.edit = Editor(part, self.symbols)

@@ -28,8 +28,8 @@ def over_frames(
             dictionaries. Frames are independent of each other in it.
         frames: how many there are; may be symbolic. The last run repeats the last frame to be as long as the others.
         most: frames of a run.
-        equal: runs are as long as all are if as few as possible are of equal length, and not of `most` frames. Their
-            length is symbolic then; fewer frames than `most` are one run without repetition.
+        equal: as few runs as `most` allows are of equal length, and not of `most` frames. It is symbolic where `frames`
+            is; up to `most` frames are one run without repetition.
 
     Returns:
         The same nest of tensors [B, frames, …].

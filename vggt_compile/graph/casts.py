@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
-from vggt_compile.graph.dialect import Autocast
+from vggt_compile.graph.enclosing import Autocast
 from vggt_compile.graph.trial import NOTHING, Call, Casts, Trial, dtypes, tensors
 
 

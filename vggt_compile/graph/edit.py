@@ -14,7 +14,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 from torch.fx.node import map_arg
 
 from vggt_compile.errors import RewriteBug
-from vggt_compile.graph.dialect import Part, autocasts, inspects, module_path, pure, value, value_key
+from vggt_compile.graph.dialect import inspects, module_path, pure, value, value_key
+from vggt_compile.graph.enclosing import Part, autocasts
 from vggt_compile.graph.symbols import Symbols, form
 from vggt_compile.site import Size
 

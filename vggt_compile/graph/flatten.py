@@ -19,16 +19,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from vggt_compile.graph.casts import Unclear, casts_at
-from vggt_compile.graph.dialect import (
-    Autocast,
-    autocasts,
-    enclosure,
-    in_place,
-    inspects,
-    operation,
-    switches_autocast,
-    value,
-)
+from vggt_compile.graph.dialect import in_place, inspects, operation, value
+from vggt_compile.graph.enclosing import Autocast, autocasts, enclosure, switches_autocast
 from vggt_compile.graph.symbols import form
 from vggt_compile.graph.trial import NOTHING, Casts, dtypes
 
@@ -99,8 +91,9 @@ class _Flatten:
             self.cast.clear()  # what was cast may be something else now
 
     def _run_bodies(self, node: Node, around: Regions) -> None:
-        if _on(around) and node.target.name() not in _BODIES:  # type: ignore[union-attr]
-            raise Unclear(f"{node.target} may do more under autocast than run a graph")
+        target: Any = node.target
+        if _on(around) and target.name() not in _BODIES:
+            raise Unclear(f"{target} may do more under autocast than run a graph")
         for body in node.all_input_nodes:
             inner = _attribute(self.gm, body) if body.op == "get_attr" else None
             if isinstance(inner, GraphModule):

@@ -6,6 +6,7 @@ Plain operations can be told equal, and so be computed once.
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from vggt_compile.graph.dialect import in_place, owns, parts, value
+from vggt_compile.graph.dialect import in_place, owns, value
+from vggt_compile.graph.enclosing import parts
 from vggt_compile.graph.symbols import form
 from vggt_compile.graph.trial import among_fakes
 
@@ -45,8 +47,8 @@ def _counterpart(node: Node) -> OpOverload | None:
 
 def _unseen(node: Node, done: Container[object]) -> bool:
     """Whether only this node reads what it writes over, and nothing shares its memory; plain by now, `done` do not."""
-    first = node.args[0]
-    written = [argument.name for argument in node.target._schema.arguments if argument.is_write]  # type: ignore[union-attr]
+    first, target = node.args[0], cast(OpOverload, node.target)
+    written = [argument.name for argument in target._schema.arguments if argument.is_write]
     return len(written) == 1 and isinstance(first, Node) and len(first.users) == 1 and (first in done or owns(first))
 
 

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 
 from vggt_compile.graph import dialect
 from vggt_compile.graph.dialect import value
+from vggt_compile.graph.enclosing import autocasts
 from vggt_compile.graph.symbols import form
 
 Span = tuple[int, int]
@@ -75,7 +76,7 @@ class _Repeats:
         self.nodes = operations(graph)
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.sizes = {node: index for index, node in enumerate(symbols(graph))}
-        around, self.allowed = dialect.autocasts(graph), dialect.attention_choices(graph)
+        around, self.allowed = autocasts(graph), dialect.attention_choices(graph)
         self.forms = {node: form(value(node)) for node in graph.nodes}
         self.labels: list[Hashable] = []
         self.operands: list[list[Node]] = []

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 from torch.fx.experimental import _config as symbolic
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vggt_compile.graph.dialect import Autocast
+from vggt_compile.graph.enclosing import Autocast
 from vggt_compile.graph.symbols import form
 
 aten = torch.ops.aten
