@@ -116,11 +116,16 @@ def acts_on_elements(node: Node) -> bool:
 def pure(node: Node) -> bool:
     """Whether the node computes the same value from the same operands each time, and changes none of them."""
     name, overloads = operation(node), _overloads(node)
-    if in_place(node) or name.startswith(("empty", "new_empty", "_assert")):
+    if in_place(node) or checks(node) or name.startswith(("empty", "new_empty")):
         return False
     if inert_source(node) is not None or name in _CASTS | _PYTHONIC:
         return True
     return bool(overloads) and not any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+
+
+def checks(node: Node) -> bool:
+    """Whether the node gives nothing, and only stops a run for which something does not hold."""
+    return operation(node).startswith("_assert")
 
 
 def inspects(node: Node) -> bool:
@@ -253,14 +258,15 @@ class Plainly(NamedTuple):
     target: Any
     kwargs: dict[str, Any]
 
-    def __call__(self, first: Tensor, *others: Any, **kwargs: Any) -> Any:
-        function = getattr(first, self.target) if isinstance(self.target, str) else functools.partial(self.target, first)
-        return function(*others, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = getattr(Tensor, self.target) if isinstance(self.target, str) else self.target
+        return function(*args, **kwargs)
 
 
 def plainly(node: Node) -> Plainly | None:
     """How to compute what the node writes over its first operand, and over that one alone; None if that has no name."""
     target: Any = node.target
+    found: Any
     if isinstance(target, torch._ops.OpOverload):
         found = _plain_overload(target)
     elif node.kwargs.get("inplace"):

@@ -1,4 +1,4 @@
-"""Loops that follow each other, of as many turns, become one loop, whose turn does what theirs did, one after the other.
+"""Loops of as many turns that follow each other become one, whose turn does what theirs did, one after the other.
 
 What they do alike then stands in one graph, where it can be found.
 """
@@ -21,28 +21,30 @@ class Loop:
     """A call of `scan`: what it carries from turn to turn, what each turn gets a slice of, what every turn reads."""
 
     def __init__(self, gm: GraphModule, call: Node) -> None:
-        self.call, (self.reference, *operands) = call, call.args
+        args: Any = call.args
+        self.call, (self.reference, *operands) = call, args
         self.name = str(self.reference.target)
         self.body: GraphModule = getattr(gm, self.name)
-        self.operands: list[list[Node]] = [list(nodes) for nodes in operands]  # type: ignore[arg-type]
+        self.operands: list[list[Node]] = [list(nodes) for nodes in operands]
         carried, sliced = len(self.operands[0]), len(self.operands[1])
-        given, (gives,) = self.body.graph.find_nodes(op="placeholder"), self.body.graph.output_node().args
+        given: list[Node] = self.body.graph.find_nodes(op="placeholder")
+        gives: Any = self.body.graph.output_node().args[0]
         self.inputs = given[:carried], given[carried : carried + sliced], given[carried + sliced :]
-        self.outputs: tuple[Any, Any] = gives[:carried], gives[carried:]  # type: ignore[index]
+        self.outputs: tuple[list[Node], list[Node]] = list(gives[:carried]), list(gives[carried:])
 
     def length(self) -> Any:
         """The number of its turns, to be compared."""
         return form(value(self.operands[1][0]).shape[0])
 
     def carries_nothing(self) -> bool:
-        """Whether what it carries, one value or more as a scan has to, is handed on as it is and not read."""
-        handed_on = map(dialect.inert_source, self.outputs[0])
-        return all(
-            source is given and len(given.users) == 1 for source, given in zip(handed_on, self.inputs[0], strict=True)
-        ) and all(
-            user.target is operator.getitem and user.args[1] >= len(self.outputs[0])  # type: ignore[operator]
-            for user in self.call.users
-        )
+        """Whether what it carries, one value or more as a scan has to, is handed on as it is, and nobody reads it."""
+        pairs = zip(self.inputs[0], self.outputs[0], strict=True)
+        idle = all(dialect.inert_source(gives) is given and len(given.users) == 1 for given, gives in pairs)
+        return idle and all(index >= len(self.outputs[0]) for _, index in self.results())
+
+    def results(self) -> list[tuple[Node, int]]:
+        """Who takes what of its results; some that is none where somebody takes them all."""
+        return [(user, user.args[1] if user.target is operator.getitem else -1) for user in self.call.users]  # type: ignore[misc]
 
 
 def loops(gm: GraphModule) -> list[Loop]:
@@ -67,9 +69,13 @@ def _can_be_one(group: Sequence[Loop]) -> bool:
         len({loop.length() for loop in group}) == 1
         and all(loop.carries_nothing() for loop in group)
         and calls.isdisjoint(_waiting(group))
-        and all(node in calls or node.op == "get_attr" or dialect.pure(node) for node in _span(group))
+        and all(node in calls or _changes_nothing(node) for node in _span(group))
         and not any(loop.body.graph.find_nodes(op="get_attr") for loop in group)
     )
+
+
+def _changes_nothing(node: Node) -> bool:
+    return node.op == "get_attr" or dialect.pure(node) or dialect.checks(node)
 
 
 def _span(group: Sequence[Loop]) -> list[Node]:
@@ -117,16 +123,17 @@ def join(gm: GraphModule, group: Sequence[Loop], body: GraphModule) -> None:
     graph, first, last = gm.graph, group[0], group[-1].call
     for node in reversed(_waiting(group)):
         last.append(node)
-    sliced, read = (list(node for loop in group for node in loop.operands[kind]) for kind in (1, 2))
+    sliced, read = ([node for loop in group for node in loop.operands[kind]] for kind in (1, 2))
     setattr(gm, first.name, body)
     with graph.inserting_before(last):
         operands = graph.get_attr(first.name), first.operands[0], sliced, list(dict.fromkeys(read))
         one = graph.call_function(torch.ops.higher_order.scan, operands)
     gives = list(value(first.call)[: len(first.outputs[0])])
     for loop in group:
-        for user in list(loop.call.users):
-            user.args = one, len(gives) + user.args[1] - len(loop.outputs[0])
-        gives += value(loop.call)[len(loop.outputs[0]) :]
+        before, carried = len(gives), len(loop.outputs[0])
+        for user, index in loop.results():
+            user.args = one, before + index - carried
+        gives += value(loop.call)[carried:]
         graph.erase_node(loop.call)
         graph.erase_node(loop.reference)
         if loop is not first:

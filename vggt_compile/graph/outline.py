@@ -36,6 +36,7 @@ def outline_blocks(gm: GraphModule) -> Outcome:
     if refusal is not None:
         return Outcome(did=DID, left={"": refusal})
     plain(gm)
+    drop_unread(gm.graph)
     count = _in_loops(gm) + _equal_blocks(gm, "block", _found(gm))
     gm.graph.lint()
     gm.recompile()

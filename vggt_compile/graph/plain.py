@@ -6,6 +6,7 @@ Plain operations can be told equal, and so be computed once.
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +26,21 @@ def plain(gm: GraphModule) -> None:
         done: set[object] = set()
         place = {node: index for index, node in enumerate(part.gm.graph.nodes)}
         for node in place:
-            instead = plainly(node) if in_place(node) else None
-            if instead is None or not isinstance(first := node.args[0], Node):
+            instead, written = plainly(node) if in_place(node) else None, next(iter(node.args), None)
+            if instead is None or not isinstance(written, Node):
                 continue
-            before, later = ([user for user in first.users if sign * place[user] < sign * place[node]] for sign in (1, -1))
-            if _unseen(first, before, done) and _same(node, instead):
-                node.target, node.kwargs = instead.target, instead.kwargs
-                first.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+            before = [user for user in written.users if place[user] < place[node]]
+            later = [user for user in written.users if place[user] > place[node]]
+            if _unseen(written, before, done) and _same(node, instead):
+                node.target, node.kwargs = instead
+                written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
                 done.add(node)
         if done:
             part.gm.recompile()
 
 
 def _unseen(written: Node, before: list[Node], done: Container[object]) -> bool:
-    """Whether a value has memory of its own, plain by now or before, and nobody who has read it shares that."""
+    """Whether a value has memory of its own, be it as `done` have it by now, and nobody who has read it shares that."""
     return (written in done or owns(written)) and not any(_may_share(user) for user in before)
 
 
@@ -51,7 +53,8 @@ def _same(node: Node, instead: Plainly) -> bool:
 
     Of a trace of Dynamo this holds with autocast and without, as who calls the graph may switch it on.
     """
-    args, kwargs = map_arg((node.args, dict(instead.kwargs)), value)
+    args: Any
+    args, kwargs = map_arg((node.args, instead.kwargs), value)
     if not isinstance(args[0], Tensor):
         return False
     device = args[0].device.type

@@ -111,7 +111,7 @@ class _Repeats:
         equal: dict[Hashable, list[Span]] = defaultdict(list)
         known: dict[Hashable, int] = {}
         maps = [_linear(node) for node in self.nodes]
-        ends = [linear or dialect.operation(node) in CONVOLUTIONS for linear, node in zip(maps, self.nodes, strict=True)]
+        ends = [_linear(node) or dialect.operation(node) in CONVOLUTIONS for node in self.nodes]
         movable = [_movable(node) or dialect.chooses_attention(node) for node in self.nodes]
         for start in (index + 1 for index, end in enumerate(ends) if end):
             alike, left, met = 0, MAPS, dict[Node, int]()
