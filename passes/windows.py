@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.parts import reshaped
-from vggt_compile.graph.symbols import ceildiv, floordiv, greatest, least, minus, simplify, times
+from vggt_compile.graph.symbols import ceildiv, floordiv, greatest, least, minus, times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.site import AttentionState, PatchKeys, Site, Size
 
@@ -162,7 +162,7 @@ class Windows:
         down, right = (slice(None, None, step) for step in self.stride)
         grid = reshaped(edit, patches, *place.grid)
         stands = edit.call(operator.getitem, grid, (..., every, down, right, slice(None)))
-        if self.every != 1:
+        if self.every != 1:  # a view of all their patches would guard on whether more than one frame is left
             stands = edit.call(torch.clone, stands, memory_format=torch.contiguous_format)
         return reshaped(edit, stands, self.count, over=3)
 
