@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.parts import reshaped
-from vggt_compile.graph.symbols import ceildiv, floordiv, greatest, least, minus, simplify, times
+from vggt_compile.graph.symbols import ceildiv, floordiv, greatest, least, minus, times
 from vggt_compile.ops import key_grid as _key_grid  # noqa: F401  # registers operators
 from vggt_compile.site import AttentionState, PatchKeys, Site, Size
 
@@ -87,7 +87,9 @@ class Windows:
         others = minus(place.keys, times(place.frames, each))
         self.first = others + (each if self.first_frame else 0)
         rows, columns = map(_lines, place.grid, stride, self.kept)
-        turns = simplify(ceildiv(place.frames, self.every) - int(self.first_frame))
+        turns = ceildiv(place.frames, self.every)
+        if self.first_frame:
+            turns = minus(greatest(turns, 1), 1)  # a tracer that cannot tell quotients sees it is not negative
         self.windows = PatchKeys(turns, (rows, columns), place.from_first and not first_frame)
         self.count = times(turns, rows, columns)
         self.dropped = minus(place.keys, self.first + self.count)
@@ -160,6 +162,8 @@ class Windows:
         down, right = (slice(None, None, step) for step in self.stride)
         grid = reshaped(edit, patches, *place.grid)
         stands = edit.call(operator.getitem, grid, (..., every, down, right, slice(None)))
+        if self.every != 1:  # a view of all their patches would guard on whether more than one frame is left
+            stands = edit.call(torch.clone, stands, memory_format=torch.contiguous_format)
         return reshaped(edit, stands, self.count, over=3)
 
 

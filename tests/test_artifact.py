@@ -57,6 +57,12 @@ def test_one_scene_needs_no_batch(loaded: Artifact) -> None:
     assert torch.equal(loaded(x[0]), loaded(x))
 
 
+def test_images_may_lie_in_any_order_of_dimensions(loaded: Artifact) -> None:
+    x = scene(frames=5)
+    pictures = x.permute(0, 1, 3, 4, 2).contiguous()  # as files are read
+    assert torch.equal(loaded(pictures.permute(0, 1, 4, 2, 3)), loaded(x))
+
+
 def test_weights_are_in_the_file_once_and_in_memory_once(made: Path) -> None:
     artifact, state = vggt_compile.load(made), build(ONE).state_dict()
     artifact(scene(frames=2))

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 import vggt_compile
 from vggt_compile import recipes
 from vggt_compile.artifact import assumed, request
+from vggt_compile.artifact.program import program
 from vggt_compile.artifact.request import Span
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed, WrongImages
@@ -58,6 +59,32 @@ def test_code_for_several_blocks_is_right_for_one() -> None:
     assert blocks != 1
     assert blocks >= 2
     assert assumed.runs(made, SPAN) == [(3, 40)]
+
+
+def test_rows_of_several_groups_are_more_than_those_of_one() -> None:
+    made, frames = exported(SPAN)
+    rows = 6 * ((frames + 7) // 8)
+    assert rows > 6  # more than one group of frames, as Inductor asks where it views rows as one axis
+    assert assumed.runs(made, SPAN) == [(3, 40)]
+    assert rows > 18
+    assert assumed.runs(made, SPAN) == [(3, 24), (25, 40)]
+
+
+LONG = {"turbo": (1, 120), "spark3r-300": (2, 60)}
+"""Recipes that choose frames by how many there are, and a scene longer than one step of the choice."""
+
+
+@pytest.mark.parametrize("recipe", LONG)
+def test_recipes_for_long_sequences_are_one_program_for_short_and_long(recipe: str) -> None:
+    model, plan = build(replace(SPEC, pairs=2)), recipes.resolve(recipe)
+    made = program(model, Span((3, 1024), (1, 2), (4, 6)), plan, "fp32", torch.device("cpu"), strict=True)
+    assert not [node for node in made.exported.graph.nodes if "_assert_scalar" in str(node.target)]
+    compiled = torch.compile(model, backend=vggt_sparse_eager, options={"plan": recipe}, dynamic=False)
+    for batch, frames in ((1, 3), LONG[recipe]):
+        x = scene(batch=batch, frames=frames)
+        torch._dynamo.reset()
+        with torch.no_grad():
+            torch.testing.assert_close(made.exported.module()(x), compiled(x), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_true_of_single_counts_only_is_said() -> None:

@@ -79,6 +79,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     argv = [*QUICK, *argv] if "--quick" in argv else argv
     args = parser.parse_args(argv)
     args.work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-export-"))
+    args.work = args.work.resolve()  # caches lie in it, and Inductor runs the C++ compiler in another folder
     args.work.mkdir(parents=True, exist_ok=True)
     args.argv = [*argv, "--work", str(args.work)]
     return args

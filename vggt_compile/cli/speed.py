@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         compile_for=args.compile_for,
     )
     work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-bench-"))
+    work = work.resolve()  # caches lie in it, and Inductor runs the C++ compiler in another folder
     work.mkdir(parents=True, exist_ok=True)
     try:
         for phase in PHASES if args.phase == "all" else (args.phase,):

@@ -44,4 +44,15 @@ def over_frames(
         return carried.clone(), run(rows)  # a scan carries something; here nothing depends on the turn before
 
     _, parts = scan(turn, torch.zeros((), device=device), length * torch.arange(turns, device=device))
-    return tree_map(lambda part: part.transpose(0, 1).flatten(1, 2)[:, :frames], parts)
+    return tree_map(lambda part: _in_a_row(part)[:, :frames], parts)
+
+
+def _in_a_row(parts: Tensor) -> Tensor:
+    """[turns, B, frames of a turn, …] → [B, frames, …], which is a copy unless there is one scene.
+
+    The copy is written out: a view that may have to be one asks whether there is one scene, and whether one turn.
+    """
+    scenes = parts.transpose(0, 1)
+    if not isinstance(parts.shape[1], int) or parts.shape[1] != 1:
+        scenes = scenes.clone(memory_format=torch.contiguous_format)
+    return scenes.flatten(1, 2)

@@ -85,7 +85,8 @@ def _count(
     shifted: bool = False,
 ) -> int:
     """How many tokens stand for windows; as many wherever in its window each stands."""
-    frames = cdiv(x.shape[2] // (special + rows * columns), every) - int(first_frame)
+    frames = cdiv(x.shape[2] // (special + rows * columns), every)
+    frames = torch.sym_max(frames, 1) - 1 if first_frame else frames
     return frames * lines(rows, stride[0], kept[0]) * lines(columns, stride[1], kept[1])
 
 
