@@ -244,7 +244,9 @@ def written(x: Tensor) -> Tensor:
     weight = torch.eye(8)
     for _ in range(4):
         x = F.linear(x, weight)
+        first = x[0]
         x += 1
+        x = x + first
     return x
 
 

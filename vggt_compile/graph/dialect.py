@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,11 @@ _DIVIDE = {operator.truediv, torch.div, operator.itruediv, aten.div.Tensor, aten
 _TRANSPOSE = {torch.transpose, torch.swapaxes, aten.transpose.int}
 _PERMUTE = {torch.permute, aten.permute.default}
 _MT = {aten.mT.default}
-_IN_PLACE = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
-_IN_PLACE |= {operator.iand, operator.ior, operator.ixor, operator.setitem}
+_PLAIN = {
+    getattr(operator, f"i{name.rstrip('_')}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor")
+}
+_IN_PLACE = {*_PLAIN, operator.setitem}
 _PASS_THROUGH = {torch.clone, aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default}
 _LINEAR = {F.linear, torch._C._nn.linear, aten.linear.default}
 _CONV = {torch.conv2d, F.conv2d, torch._C._nn.conv2d if hasattr(torch._C._nn, "conv2d") else None, aten.conv2d.default}
@@ -113,11 +116,16 @@ def acts_on_elements(node: Node) -> bool:
 def pure(node: Node) -> bool:
     """Whether the node computes the same value from the same operands each time, and changes none of them."""
     name, overloads = operation(node), _overloads(node)
-    if in_place(node) or name.startswith(("empty", "new_empty", "_assert")):
+    if in_place(node) or checks(node) or name.startswith(("empty", "new_empty")):
         return False
     if inert_source(node) is not None or name in _CASTS | _PYTHONIC:
         return True
     return bool(overloads) and not any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+
+
+def checks(node: Node) -> bool:
+    """Whether the node gives nothing, and only stops a run for which something does not hold."""
+    return operation(node).startswith("_assert")
 
 
 def inspects(node: Node) -> bool:
@@ -150,7 +158,7 @@ def _storage(seen: Any) -> int | None:
 
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "_to_copy"}
 _PYTHONIC = {"getitem", "getattr", "floordiv", "mod", "and_", "unflatten", "reshape", "contiguous", "size", "dim"}
-_PYTHONIC |= {"sym_size", "sym_min", "sym_max", "not_", "_backend_from_string"}
+_PYTHONIC |= {"sym_size", "sym_min", "sym_max", "not_", "_backend_from_string", "interpolate"}
 
 
 def _overloads(node: Node) -> tuple[torch._ops.OpOverload, ...]:
@@ -242,6 +250,42 @@ def in_place(node: Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
     return node.target in _IN_PLACE or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+
+
+class Plainly(NamedTuple):
+    """An operation that gives what another one writes over its first operand."""
+
+    target: Any
+    kwargs: dict[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = getattr(Tensor, self.target) if isinstance(self.target, str) else self.target
+        return function(*args, **kwargs)
+
+
+def plainly(node: Node) -> Plainly | None:
+    """How to compute what the node writes over its first operand, and over that one alone; None if that has no name."""
+    target: Any = node.target
+    found: Any
+    if isinstance(target, torch._ops.OpOverload):
+        found = _plain_overload(target)
+    elif node.kwargs.get("inplace"):
+        return Plainly(target, {**node.kwargs, "inplace": False})
+    elif node.op == "call_method":
+        found = name if hasattr(Tensor, name := str(target).removesuffix("_")) else None
+    else:
+        found = _PLAIN.get(target)
+    return None if found is None else Plainly(found, dict(node.kwargs))
+
+
+def _plain_overload(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    packet = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
+    found: torch._ops.OpOverload | None = getattr(packet, target._overloadname, None)
+    if target.namespace != "aten" or found is None or found._schema.is_mutable:
+        return None
+    takes, took = ([argument.name for argument in one._schema.arguments] for one in (found, target))
+    written = [argument.is_write for argument in target._schema.arguments]
+    return found if takes == took and written[0] and sum(written) == 1 else None
 
 
 def scaled(node: object) -> tuple[Node, float] | None:

@@ -18,7 +18,9 @@ from torch.fx.node import map_arg
 
 from vggt_compile.graph import dialect
 from vggt_compile.graph.dialect import value
-from vggt_compile.graph.repeats import drop_unread, operations, repeats, sink_results, symbols
+from vggt_compile.graph.loops import groups, join, joined
+from vggt_compile.graph.plain import plain
+from vggt_compile.graph.repeats import Span, drop_unread, operations, repeats, sink_results, symbols
 from vggt_compile.graph.switches import DISABLED, disabled_passes
 from vggt_compile.site import Outcome
 
@@ -33,17 +35,40 @@ def outline_blocks(gm: GraphModule) -> Outcome:
     refusal = _refusal(gm)
     if refusal is not None:
         return Outcome(did=DID, left={"": refusal})
+    plain(gm)
     drop_unread(gm.graph)
-    sink_results(gm.graph)
-    nodes, sizes = operations(gm.graph), symbols(gm.graph)
-    count = 0
-    for spans in repeats(gm.graph):
-        blocks = [_Block(nodes[start:end], sizes) for start, end in spans]
-        _outline(gm, blocks, f"block_{count}")
-        count += len(spans) - 1
+    count = _in_loops(gm) + _equal_blocks(gm, "block", _found(gm))
     gm.graph.lint()
     gm.recompile()
     return Outcome(count, DID)
+
+
+def _in_loops(gm: GraphModule) -> int:
+    """Equal parts of loops next to each other; where there are any, the loops become one."""
+    count = 0
+    for group in groups(gm):
+        body = joined(group)
+        spans = _found(body)
+        if len(group) > 1 and spans:
+            count += _equal_blocks(body, f"{group[0].name}_block", spans)
+            body.recompile()
+            join(gm, group, body)
+    return count
+
+
+def _found(gm: GraphModule) -> list[list[Span]]:
+    drop_unread(gm.graph)
+    sink_results(gm.graph)
+    return repeats(gm.graph)
+
+
+def _equal_blocks(gm: GraphModule, name: str, found: Sequence[Sequence[Span]]) -> int:
+    """Calls in the place of equal runs; how many runs are not compiled for that."""
+    nodes, sizes, count = operations(gm.graph), symbols(gm.graph), 0
+    for spans in found:
+        _outline(gm, [_Block(nodes[start:end], sizes) for start, end in spans], f"{name}_{count}")
+        count += len(spans) - 1
+    return count
 
 
 def _refusal(gm: GraphModule) -> str | None:

@@ -2,8 +2,8 @@
 
 Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes, autocast and
 allowed kernels of attention, and read each other's values alike. A run that says which kernels are allowed takes it
-back. A run starts and ends just after a linear map: what crosses its border then lies in memory anyway, so no fusion is
-lost there. What is consecutive in the order of a graph is convex.
+back. A run starts and ends just after a linear map or a convolution: what crosses its border then lies in memory
+anyway, so no fusion is lost there. What is consecutive in the order of a graph is convex.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Span = tuple[int, int]
 """First and past the last of a run of operations."""
 
 MAPS = 12
-"""A run holds at most so many linear maps: three blocks of a transformer."""
+"""A run holds at most so many linear maps: three blocks of a transformer. Convolutions are not counted."""
+
+CONVOLUTIONS = {"conv2d", "conv_transpose2d"}
 
 
 def operations(graph: Graph) -> list[Node]:
@@ -108,16 +110,17 @@ class _Repeats:
         """
         equal: dict[Hashable, list[Span]] = defaultdict(list)
         known: dict[Hashable, int] = {}
-        cuts = [index + 1 for index, node in enumerate(self.nodes) if _linear(node)]
+        maps = [_linear(node) for node in self.nodes]
+        ends = [_linear(node) or dialect.operation(node) in CONVOLUTIONS for node in self.nodes]
         movable = [_movable(node) or dialect.chooses_attention(node) for node in self.nodes]
-        for number, start in enumerate(cuts):
-            ends = cuts[number + 1 : number + 1 + MAPS]
-            alike, met = 0, dict[Node, int]()
-            for index in range(start, ends[-1] if ends else start):
-                if not movable[index]:
+        for start in (index + 1 for index, end in enumerate(ends) if end):
+            alike, left, met = 0, MAPS, dict[Node, int]()
+            for index in range(start, len(self.nodes)):
+                left -= maps[index]
+                if not movable[index] or left < 0:
                     break
                 alike = known.setdefault((alike, self.labels[index], self._reads(index, start, met)), len(known) + 1)
-                if index + 1 in ends and self.allowed[self.nodes[index]] == self.allowed[self.nodes[start]]:
+                if ends[index] and self.allowed[self.nodes[index]] == self.allowed[self.nodes[start]]:
                     equal[alike].append((start, index + 1))
         return {key: spans for key, spans in equal.items() if len(spans) > 1}
 
