@@ -27,7 +27,7 @@ def test_what_is_given_goes_before_what_quick_means(tmp_path: Path) -> None:
 
 def test_a_stage_that_fails_says_why_and_takes_no_other_along(tmp_path: Path) -> None:
     """There is no artifact to load, and no such checkout."""
-    skipped = ("export", "outline", "jit-again", "outline-again")
+    skipped = ("export", "outline", "heads", "jit-again", "outline-again")
     results = found(tmp_path, "--upstream", str(tmp_path), "--skip", *skipped)
     assert "ModuleNotFoundError" in results["jit"]["failed"]
     assert "model.pt2: cannot be read" in results["artifact"]["failed"]

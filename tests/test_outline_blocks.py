@@ -95,12 +95,14 @@ class Choosing(nn.Module):
             return x + self.out(F.scaled_dot_product_attention(q, k, v)[:, 0])
 
 
-def outlined(model: nn.Module | Callable[..., Any], x: Tensor, **given: Any) -> tuple[Any, GraphModule, Outcome]:
+def outlined(
+    model: nn.Module | Callable[..., Any], x: Tensor, *, heads: bool = False, **given: Any
+) -> tuple[Any, GraphModule, Outcome]:
     """What a model gives with its equal blocks outlined, without Inductor; the graph, and what was done."""
     seen: list[tuple[GraphModule, Outcome]] = []
 
     def backend(gm: GraphModule, _: Any) -> Any:
-        seen.append((gm, outline_blocks(gm)))
+        seen.append((gm, outline_blocks(gm, heads=heads)))
         return gm.forward
 
     torch._dynamo.reset()

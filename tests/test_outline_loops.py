@@ -92,7 +92,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], list[list[int]]]] = {
 def test_what_heads_share_is_one_sub_graph_of_one_loop(name: str) -> None:
     model, want = HEADS[name]
     model_, x = model(), frames(9)
-    got, gm, _ = outlined(model_, x)
+    got, gm, _ = outlined(model_, x, heads=True)
     assert bodies(gm) == want
     assert same(got, model_(x))
 
@@ -103,7 +103,7 @@ def test_a_loop_with_calls_is_compiled_for_every_number_of_frames() -> None:
     model, found = Heads(Head(3, 4, 5), Head(3, 4, 6)), list[GraphModule]()
 
     def backend(gm: GraphModule, given: Any) -> Any:
-        outline_blocks(gm)
+        outline_blocks(gm, heads=True)
         found.append(gm)
         with asked_once():
             return aot_eager_decomp_partition(gm, given)
@@ -122,7 +122,7 @@ def test_a_loop_with_calls_is_compiled_for_every_number_of_frames() -> None:
 def test_inductor_compiles_it() -> None:
     model = Heads(Head(3, 4, 5), Head(3, 4, 6))
     torch._dynamo.reset()
-    run = torch.compile(model, backend=vggt_sparse, options={"plan": "dense"}, fullgraph=True)
+    run = torch.compile(model, backend=vggt_sparse, options={"plan": "dense", "outline_heads": True}, fullgraph=True)
     for count in (9, 6, 14):
         for one, other in zip(run(frames(count)), model(frames(count)), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -341,6 +341,7 @@ def test_json_files(tmp_path: Path) -> None:
         ({"plan": "g2g"}, "unknown recipe 'g2g'; did you mean 'g2f'"),
         ({"strict": 1}, "strict is True or False"),
         ({"strict": None}, "strict is True or False"),
+        ({"outline": False, "outline_heads": True}, "outline_heads goes with outline"),
         ({"inductor": "max_autotune"}, "inductor is a dictionary"),
         ({"inductor": {"max_autotun": True}}, "did you mean 'max_autotune'"),
         ({"inductor": {3: True}}, "unknown Inductor setting '3'"),

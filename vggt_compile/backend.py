@@ -38,6 +38,7 @@ class Options:
         strict: raise where a layer that the plan names was not rewritten.
         densities: runs hand out how much of its attentions over blocks the model computes, for `collect_densities`.
         outline: compile equal blocks of the model once, for a shorter first call.
+        outline_heads: with `outline`, what dense heads do alike too. Off until it has been measured on a GPU.
         inductor: handed on to Inductor as configuration for this compile.
     """
 
@@ -45,6 +46,7 @@ class Options:
     strict: bool = False
     densities: bool = False
     outline: bool = True
+    outline_heads: bool = False
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -53,10 +55,12 @@ class Options:
         for key in given:
             if key not in (known := [field.name for field in fields(cls)]):
                 raise UnknownName("option", key, known)
-        switches = {name: given.get(name, getattr(cls, name)) for name in ("strict", "densities", "outline")}
+        switches = {name: given.get(name, getattr(cls, name)) for name in cls._switches()}
         for name, value in switches.items():
             if not isinstance(value, bool):
                 raise PlanError(f"{name} is True or False, not {value!r}")
+        if switches["outline_heads"] and not switches["outline"]:
+            raise PlanError("outline_heads goes with outline: leave outline on, or outline_heads off")
         inductor = given.get("inductor", {})
         if not isinstance(inductor, Mapping):
             raise PlanError(f"inductor is a dictionary of Inductor settings, not {inductor!r}")
@@ -66,6 +70,10 @@ class Options:
             if key not in settings:
                 raise UnknownName("Inductor setting", key, settings)
         return cls(recipes.resolve(given.get("plan")), **switches, inductor=inductor)
+
+    @classmethod
+    def _switches(cls) -> list[str]:
+        return [field.name for field in fields(cls) if isinstance(field.default, bool)]
 
 
 def vggt_sparse(
@@ -130,7 +138,7 @@ def reported_rewrite(gm: GraphModule, options: Options) -> Report:
     report = rewrite(gm, options.plan, strict=strict, densities=options.densities, probes=True)
     report.notes += breaks.describe(gm, report, late) + breaks.full_cache()
     if options.outline:
-        done = outline_blocks(gm)
+        done = outline_blocks(gm, heads=options.outline_heads)
         report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
     _emit("vggt_compile_graph_after", "string", lambda: gm.print_readable(print_output=False))
     _emit("vggt_compile_plan", "json", lambda: json.dumps(options.plan.to_json()))

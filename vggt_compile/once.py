@@ -140,7 +140,7 @@ def made_of(model: nn.Module, chosen: Options) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "model": f"{kind.__module__}.{kind.__qualname__}",
         "plan": json.dumps(chosen.plan.to_json(), sort_keys=True),
-        "options": repr((chosen.strict, chosen.outline, sorted(chosen.inductor.items()))),
+        "options": repr((chosen.strict, chosen.outline, chosen.outline_heads, sorted(chosen.inductor.items()))),
         "settings of torch": hashlib.sha256(repr(settings).encode()).hexdigest(),
     }
 

@@ -43,6 +43,7 @@ def export(
     strict: bool = False,
     check: bool = True,
     inductor: Mapping[str, Any] | None = None,
+    outline_heads: bool = False,
 ) -> Manifest:
     """Rewrite a model by a plan, compile it for this machine, and write it to one file.
 
@@ -61,6 +62,7 @@ def export(
         strict: raise NotRewritten where a layer that the plan names is not rewritten.
         check: run each compiled graph on a small scene, and compare with its program run without a compiler.
         inductor: settings of Inductor for this compile.
+        outline_heads: compile what dense heads do alike once. Off until it has been measured on a GPU.
 
     Returns:
         The manifest that is in the file.
@@ -76,7 +78,8 @@ def export(
     with tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder:
         trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
         compare = partial(checked, precision=precision, device=device) if check else None
-        libraries = _libraries(wanted, trace, compare, chosen, Path(folder), inductor or {})
+        compiled = partial(library, folder=Path(folder), inductor=inductor or {}, heads=outline_heads)
+        libraries = _libraries(wanted, trace, compiled, compare, chosen)
         manifest = Manifest(
             **made_here(device),
             precision=precision,
@@ -112,10 +115,9 @@ def _check_path(path: Path) -> None:
 def _libraries(
     wanted: list[Span],
     trace: Callable[[Span], Program],
+    compiled: Callable[..., Library],
     compare: Callable[[Program, Library], dict[str, Any]] | None,
     plan: Plan,
-    folder: Path,
-    inductor: Mapping[str, Any],
 ) -> list[Library]:
     """Each span traced and compiled; one that a graph, or its compile, cannot serve as a whole is done in parts."""
     done: list[Library] = []
@@ -125,12 +127,12 @@ def _libraries(
         made = trace(span)
         parts = _cut(span, made, plan)
         if len(parts) == 1:
-            compiled = library(made, span.name if done else FIRST, folder, done[:1], inductor)
+            one = compiled(made, span.name if done else FIRST, first=done[:1])
             parts = [replace(span, frames=run) for run in runs(made.exported, span)]
         if len(parts) == 1:
             with made.stages.stage("check"):
-                seen = compare(made, compiled) if compare else {}
-            done.append(replace(compiled, entry=replace(compiled.entry, check=seen, seconds=made.stages.seconds)))
+                seen = compare(made, one) if compare else {}
+            done.append(replace(one, entry=replace(one.entry, check=seen, seconds=made.stages.seconds)))
         else:
             waiting[:0] = parts
     return done

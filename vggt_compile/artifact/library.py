@@ -38,7 +38,9 @@ class Library:
         return Path(next(file for file in self.files if file.endswith(".so")))
 
 
-def library(made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any]) -> Library:
+def library(
+    made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any], heads: bool = False
+) -> Library:
     """Compile a program. The first one holds its weights, others are given them when they are loaded."""
     shims = "aot_inductor.custom_ops_to_c_shims"
     settings = {
@@ -51,7 +53,7 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
         "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # adds a list of them to the files
         "aot_inductor.metadata": {"vggt_compile.span": str(made.span), "vggt_compile.plan": made.report.plan},
     }
-    gm = outlined(made, inductor)
+    gm = outlined(made, inductor, heads)
     with made.stages.stage("compile"):
         found = _compiled(gm, made.exported, settings)
     files = [file for file in found if isinstance(file, str) and file]
@@ -61,11 +63,11 @@ def library(made: Program, name: str, folder: Path, first: list[Library], induct
     return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants, not first)
 
 
-def outlined(made: Program, inductor: Mapping[str, Any]) -> GraphModule:
-    """The graph of a program, with equal blocks as calls of one; its report says how many."""
+def outlined(made: Program, inductor: Mapping[str, Any], heads: bool = False) -> GraphModule:
+    """The graph of a program, with equal blocks as calls of one, and parts of dense heads; its report says how many."""
     gm = made.exported.module(check_guards=False)
     with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
-        done = outline_blocks(gm)
+        done = outline_blocks(gm, heads=heads)
     made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
     return gm
 

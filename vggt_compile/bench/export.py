@@ -25,7 +25,7 @@ from typing import Any
 
 from vggt_compile.bench.turns import alone
 
-BESIDE = ("export", "jit", "outline")
+BESIDE = ("export", "jit", "outline", "heads")
 AFTER = ("artifact", "jit-again", "outline-again")
 CACHES = {"jit-again": "jit", "outline-again": "outline"}
 QUICK = ["--device", "cpu", "--preset", "tiny", "--precision", "fp32", "--outputs", "camera", "--plan", "g2f"]

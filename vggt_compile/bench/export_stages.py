@@ -49,12 +49,13 @@ def artifact(args: Args) -> None:
     time_all(run, args)
 
 
-def jit(args: Args, outline: bool = False, warm: bool = False) -> None:
+def jit(args: Args, outline: bool = False, heads: bool = False, warm: bool = False) -> None:
     """The same plan through torch.compile, under the autocast that the artifact has inside."""
     from vggt_compile import vggt_sparse
     from vggt_compile.recipes import read_named
 
-    model, options = load_model(args), cast(Any, {"plan": read_named(args.plan)[1], "outline": outline})
+    model, switches = load_model(args), {"outline": outline, "outline_heads": heads}
+    options = cast(Any, {"plan": read_named(args.plan)[1], **switches})
     run = torch.compile(model, backend=vggt_sparse, options=options)
     with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
         start = time.perf_counter()
@@ -72,6 +73,7 @@ STAGES: dict[str, Callable[[Args], None]] = {
     "artifact": artifact,
     "jit": jit,
     "outline": lambda args: jit(args, outline=True),
+    "heads": lambda args: jit(args, outline=True, heads=True),
     "jit-again": lambda args: jit(args, warm=True),
     "outline-again": lambda args: jit(args, outline=True, warm=True),
 }

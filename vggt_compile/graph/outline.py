@@ -30,14 +30,17 @@ NAMES = {"outline_blocks", "regions"}
 DID = "blocks of the model compiled by way of an equal one"
 
 
-def outline_blocks(gm: GraphModule) -> Outcome:
-    """Equal blocks call one sub-graph."""
+def outline_blocks(gm: GraphModule, *, heads: bool = False) -> Outcome:
+    """Equal blocks call one sub-graph; with `heads` what dense heads do alike too, in one loop where they are loops."""
     refusal = _refusal(gm)
     if refusal is not None:
         return Outcome(did=DID, left={"": refusal})
-    plain(gm)
-    drop_unread(gm.graph)
-    count = _in_loops(gm) + _equal_blocks(gm, "block", _found(gm))
+    count = 0
+    if heads:
+        plain(gm)
+        drop_unread(gm.graph)
+        count = _in_loops(gm)
+    count += _equal_blocks(gm, "block", _found(gm, convolutions=heads))
     gm.graph.lint()
     gm.recompile()
     return Outcome(count, DID)
@@ -48,7 +51,7 @@ def _in_loops(gm: GraphModule) -> int:
     count = 0
     for group in groups(gm):
         body = joined(group)
-        spans = _found(body)
+        spans = _found(body, convolutions=True)
         if len(group) > 1 and spans:
             count += _equal_blocks(body, f"{group[0].name}_block", spans)
             body.recompile()
@@ -56,10 +59,10 @@ def _in_loops(gm: GraphModule) -> int:
     return count
 
 
-def _found(gm: GraphModule) -> list[list[Span]]:
+def _found(gm: GraphModule, convolutions: bool) -> list[list[Span]]:
     drop_unread(gm.graph)
     sink_results(gm.graph)
-    return repeats(gm.graph)
+    return repeats(gm.graph, convolutions=convolutions)
 
 
 def _equal_blocks(gm: GraphModule, name: str, found: Sequence[Sequence[Span]]) -> int:

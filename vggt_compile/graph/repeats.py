@@ -2,8 +2,8 @@
 
 Two runs are equal if operation for operation they have the same arguments, shapes, strides, dtypes, autocast and
 allowed kernels of attention, and read each other's values alike. A run that says which kernels are allowed takes it
-back. A run starts and ends just after a linear map or a convolution: what crosses its border then lies in memory
-anyway, so no fusion is lost there. What is consecutive in the order of a graph is convex.
+back. A run starts and ends just after a linear map, or a convolution where that is asked for: what crosses its border
+then lies in memory anyway, so no fusion is lost there. What is consecutive in the order of a graph is convex.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Span = tuple[int, int]
 MAPS = 12
 """A run holds at most so many linear maps: three blocks of a transformer. Convolutions are not counted."""
 
-CONVOLUTIONS = {"conv2d", "conv_transpose2d"}
+CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
 
 
 def operations(graph: Graph) -> list[Node]:
@@ -68,14 +68,18 @@ def sink_results(graph: Graph) -> None:
             place.prepend(node)
 
 
-def repeats(graph: Graph) -> list[list[Span]]:
-    """Classes of equal runs of a graph's operations that do not overlap, those first that spare the most operations."""
-    return _Repeats(graph).classes()
+def repeats(graph: Graph, *, convolutions: bool = False) -> list[list[Span]]:
+    """Classes of equal runs of a graph's operations that do not overlap, those first that spare the most operations.
+
+    Args:
+        convolutions: they may begin and end a run, too.
+    """
+    return _Repeats(graph, convolutions).classes()
 
 
 class _Repeats:
-    def __init__(self, graph: Graph) -> None:
-        self.nodes = operations(graph)
+    def __init__(self, graph: Graph, convolutions: bool) -> None:
+        self.nodes, self.convolutions = operations(graph), CONVOLUTIONS if convolutions else frozenset()
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.sizes = {node: index for index, node in enumerate(symbols(graph))}
         around, self.allowed = autocasts(graph), dialect.attention_choices(graph)
@@ -111,7 +115,7 @@ class _Repeats:
         equal: dict[Hashable, list[Span]] = defaultdict(list)
         known: dict[Hashable, int] = {}
         maps = [_linear(node) for node in self.nodes]
-        ends = [_linear(node) or dialect.operation(node) in CONVOLUTIONS for node in self.nodes]
+        ends = [_linear(node) or dialect.operation(node) in self.convolutions for node in self.nodes]
         movable = [_movable(node) or dialect.chooses_attention(node) for node in self.nodes]
         for start in (index + 1 for index, end in enumerate(ends) if end):
             alike, left, met = 0, MAPS, dict[Node, int]()
