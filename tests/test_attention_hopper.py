@@ -137,10 +137,10 @@ def test_strides_that_it_cannot_load_are_left_to_the_other_kernel(monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
-@pytest.mark.parametrize("lists", [True, False])
-def test_compiled_it_overlaps_and_spills_nothing(head_dim: int, lists: bool, tmp_path: Path) -> None:
-    kernel = compiled(operands(replace(BF16, head_dim=head_dim, own=True, density=0.5 if lists else None)))
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_compiled_it_overlaps_and_spills_nothing(head_dim: int, tmp_path: Path) -> None:
+    """As it is launched, where it needs most registers; tests/test_hopper_launch.py has all, made ahead of time."""
+    kernel = compiled(operands(replace(BF16, head_dim=head_dim, own=True, density=0.5)))
     assert kernel.metadata.shared <= LIMIT
     source = tmp_path / "kernel.ptx"
     source.write_text(kernel.asm["ptx"])
