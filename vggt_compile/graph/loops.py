@@ -43,8 +43,13 @@ class Loop:
         return idle and all(index >= len(self.outputs[0]) for _, index in self.results())
 
     def results(self) -> list[tuple[Node, int]]:
-        """Who takes what of its results; some that is none where somebody takes them all."""
-        return [(user, user.args[1] if user.target is operator.getitem else -1) for user in self.call.users]  # type: ignore[misc]
+        """Who takes which of its results; -1 where somebody takes them all."""
+        return [(user, _taken(user)) for user in self.call.users]
+
+
+def _taken(user: Node) -> int:
+    index: Any = user.args[1] if user.target is operator.getitem else -1
+    return int(index)
 
 
 def loops(gm: GraphModule) -> list[Loop]:
@@ -52,14 +57,14 @@ def loops(gm: GraphModule) -> list[Loop]:
 
 
 def groups(gm: GraphModule) -> list[list[Loop]]:
-    """All loops, those together that can be one."""
+    """Loops that can be one, two or more each."""
     found: list[list[Loop]] = []
     for loop in loops(gm):
         if found and _can_be_one([*found[-1], loop]):
             found[-1].append(loop)
         else:
             found.append([loop])
-    return found
+    return [group for group in found if len(group) > 1]
 
 
 def _can_be_one(group: Sequence[Loop]) -> bool:

@@ -35,11 +35,10 @@ def outline_blocks(gm: GraphModule, *, heads: bool = False) -> Outcome:
     refusal = _refusal(gm)
     if refusal is not None:
         return Outcome(did=DID, left={"": refusal})
-    count = 0
     if heads:
         plain(gm)
-        drop_unread(gm.graph)
-        count = _in_loops(gm)
+    drop_unread(gm.graph)
+    count = _in_loops(gm) if heads else 0
     count += _equal_blocks(gm, "block", _found(gm, convolutions=heads))
     gm.graph.lint()
     gm.recompile()
@@ -51,8 +50,9 @@ def _in_loops(gm: GraphModule) -> int:
     count = 0
     for group in groups(gm):
         body = joined(group)
+        drop_unread(body.graph)
         spans = _found(body, convolutions=True)
-        if len(group) > 1 and spans:
+        if spans:
             count += _equal_blocks(body, f"{group[0].name}_block", spans)
             body.recompile()
             join(gm, group, body)
@@ -60,7 +60,6 @@ def _in_loops(gm: GraphModule) -> int:
 
 
 def _found(gm: GraphModule, convolutions: bool) -> list[list[Span]]:
-    drop_unread(gm.graph)
     sink_results(gm.graph)
     return repeats(gm.graph, convolutions=convolutions)
 
