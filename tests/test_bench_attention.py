@@ -23,6 +23,18 @@ def test_lists_ascend_and_are_as_dense_as_they_say(density: float) -> None:
         assert ((listed >= 0) & (listed < columns)).all()
 
 
+def test_a_mask_says_what_the_lists_say_in_blocks_of_any_shape() -> None:
+    x = bench.operands(Setting(1000, 0.4).of("SpargeAttn (int8)"), heads=2, device="cpu")
+    assert (x.q_block, x.k_block) == (64, 128)
+    x.check()
+    assert x.block_index is not None
+    assert x.block_count is not None
+    mask = bench.block_mask(x)
+    assert mask.shape == (1, 2, 16, 8)
+    for row, listed, n in zip(mask.flatten(0, 2), x.block_index.flatten(0, 2), x.block_count.flatten(), strict=True):
+        assert row.nonzero().flatten().tolist() == listed[:n].tolist()
+
+
 def test_operands_are_views_of_one_projection_and_fit() -> None:
     x = bench.operands(Setting(300, 0.5), heads=2, device="cpu")
     assert x.q.untyped_storage().data_ptr() == x.v.untyped_storage().data_ptr()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import upstream
 
-from vggt_compile.bench.export import AFTER, BESIDE, main, over_jit, read
+from vggt_compile.bench.export import AFTER, BESIDE, main, over_jit, read, together
 
 
 def found(tmp_path: Path, *argv: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def test_what_is_given_goes_before_what_quick_means(tmp_path: Path) -> None:
 
 def test_a_stage_that_fails_says_why_and_takes_no_other_along(tmp_path: Path) -> None:
     """There is no artifact to load, and no such checkout."""
-    skipped = ("export", "outline", "heads", "jit-again", "outline-again")
+    skipped = {*BESIDE, *AFTER} - {"jit", "artifact"}
     results = found(tmp_path, "--upstream", str(tmp_path), "--skip", *skipped)
     assert "ModuleNotFoundError" in results["jit"]["failed"]
     assert "model.pt2: cannot be read" in results["artifact"]["failed"]
@@ -37,6 +37,11 @@ def test_a_stage_that_fails_says_why_and_takes_no_other_along(tmp_path: Path) ->
 def test_a_stage_that_comes_too_late_is_ended(tmp_path: Path) -> None:
     results = found(tmp_path, "--limit", "0.1", "--skip", *(name for name in (*BESIDE, *AFTER) if name != "jit"))
     assert results["jit"] == {"failed": "no time left of 0 s"}
+
+
+def test_stages_compile_beside_each_other_or_in_turn() -> None:
+    assert together(["export", "jit"], in_turn=False) == [["export", "jit"]]
+    assert together(["export", "jit"], in_turn=True) == [["export"], ["jit"]]
 
 
 def test_the_ratio_is_of_counts_that_both_have() -> None:
@@ -55,4 +60,5 @@ def test_all_stages_of_a_tiny_model(tmp_path: Path) -> None:
     for name in ("jit", "outline"):
         assert results[name]["caches"]["autograd_cache_miss"] == 1
         assert results[f"{name}-again"]["caches"]["autograd_cache_hit"] == 1
+    for name in ("jit", "outline", "heads", "once"):
         assert results[f"{name}-again"]["first_answer_s"] < results[name]["first_answer_s"]

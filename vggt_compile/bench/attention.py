@@ -8,12 +8,14 @@ so. Rates count the multiplications of listed blocks only, so that they compare 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +39,20 @@ TILES = {
     "Triton, 128×64, 4 warps, 3 stages, TMA": Tile(128, 64, warps=4, stages=3, descriptors=True),
 }
 Way = Callable[[Operands], Callable[[], Tensor]]
+SPARGE_BLOCKS = (64, 128)
+"""Queries and keys of SpargeAttn's blocks on Hopper, as many pairs as one of ours has."""
+BLOCKS = dict.fromkeys(("SpargeAttn (int8)", "SpargeAttn (int8), kernel alone"), SPARGE_BLOCKS)
 
 
 @dataclass(frozen=True)
 class Setting:
     tokens: int
     density: float
+    blocks: tuple[int, int] = (Q_BLOCK, K_BLOCK)
+
+    def of(self, way: str) -> Setting:
+        """The same in the blocks that this way can compute."""
+        return replace(self, blocks=BLOCKS.get(way, self.blocks))
 
 
 def main() -> None:
@@ -68,17 +78,17 @@ def main() -> None:
 
 def measured(settings: list[Setting], until: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of checks, then of times, as they come."""
-    small = operands(Setting(1000, 0.4), heads=2)
+    small = Setting(1000, 0.4)
     for name, way in ways(dense=False).items():
-        yield "checks", {"way": name} | _caught(error, way, small)
+        yield "checks", {"way": name} | _caught(error, way, operands(small.of(name), heads=2))
     for setting in settings:
-        x = operands(setting)
+        made = functools.cache(operands)  # once for all ways that share blocks
         for name, way in ways(dense=setting.density == 1).items():
             row = {"way": name, "tokens": setting.tokens, "density": setting.density}
             if time.monotonic() > until:
                 yield "rows", row | {"failed": "out of time"}
             else:
-                yield "rows", row | _caught(times, way, x)
+                yield "rows", row | _caught(times, way, made(setting.of(name)))
 
 
 def _caught(measure: Callable[[Way, Operands], dict[str, float]], way: Way, x: Operands) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def times(way: Way, x: Operands) -> dict[str, float]:
     call()
     once = timed(call)
     least = min(timed(call) for _ in range(max(1, min(20, int(300 / once)))))
-    return {"ms": least, "tflops": 4 * HEAD_DIM * Q_BLOCK * K_BLOCK * int(x.block_count.sum()) / least / 1e9}
+    return {"ms": least, "tflops": 4 * HEAD_DIM * x.q_block * x.k_block * int(x.block_count.sum()) / least / 1e9}
 
 
 def timed(call: Callable[[], Tensor]) -> float:
@@ -123,13 +133,13 @@ def operands(setting: Setting, heads: int = HEADS, device: str = "cuda") -> Oper
     fused = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
     q, k, v = fused.permute(2, 0, 3, 1, 4)
     index, count = lists(setting, heads, generator)
-    blocks = (index, count, 0, Q_BLOCK, K_BLOCK)
+    blocks = (index, count, 0, *setting.blocks)
     return Operands(q, k, v, *blocks, key_log_weight=None, own_k=None, own_v=None, own=None, scale=HEAD_DIM**-0.5)
 
 
 def lists(setting: Setting, heads: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each query block other blocks, ascending; counts vary by half to both sides of the density."""
-    rows, columns = -(-setting.tokens // Q_BLOCK), -(-setting.tokens // K_BLOCK)
+    rows, columns = (-(-setting.tokens // length) for length in setting.blocks)
     device = generator.device
     if setting.density == 1:
         index = torch.arange(columns, device=device, dtype=torch.int32).expand(1, heads, rows, columns)
@@ -155,6 +165,7 @@ def ways(dense: bool) -> dict[str, Way]:
         "FlexAttention": _flex({}),
         "FlexAttention, TMA": _flex({"USE_TMA": True}),
         "SpargeAttn (int8)": _sparge,
+        "SpargeAttn (int8), kernel alone": _sparge_kernel,
     }
 
 
@@ -229,17 +240,41 @@ def _flex(more: dict[str, Any]) -> Way:
 
 
 def _sparge(x: Operands) -> Callable[[], Tensor]:
+    """Its public call: rounding to int8 and fp8 and a list made of the mask are in it."""
     from spas_sage_attn import block_sparse_sage2_attn_cuda
 
+    mask = block_mask(x)
+    q, k, v = (y.contiguous() for y in (x.q, x.k, x.v))
+    return lambda: block_sparse_sage2_attn_cuda(q, k, v, mask_id=mask)
+
+
+def block_mask(x: Operands) -> Tensor:
+    """The lists as a mask (batch, heads, query blocks, key blocks) of int8."""
     index, count = x.block_index, x.block_count
     assert index is not None
     assert count is not None
-    columns = -(-x.k.shape[2] // K_BLOCK)
+    columns = -(-x.k.shape[2] // x.k_block)
     used = torch.arange(index.shape[3], device=index.device) < count.unsqueeze(-1)
     mask = torch.zeros(*count.shape, columns + 1, dtype=torch.int8, device=index.device)
-    mask.scatter_(3, index.where(used, columns).long(), 1)
-    q, k, v = (y.contiguous() for y in (x.q, x.k, x.v))
-    return lambda: block_sparse_sage2_attn_cuda(q, k, v, mask_id=mask[..., :columns].contiguous())
+    mask.scatter_(3, index.where(used, columns).long(), 1)  # what is not used goes beyond the last column
+    return mask[..., :columns].contiguous()
+
+
+def _sparge_kernel(x: Operands) -> Callable[[], Tensor]:
+    """What its public call launches last, on operands rounded and lists made beforehand, as ours has its lists."""
+    from spas_sage_attn import core
+
+    name = "qk_int8_sv_f8_accum_f32_block_sparse_attn_inst_buf_fuse_v_scale_with_pv_threshold_sm90"
+    kernel = getattr(core.qattn, name)
+    with mock.patch.object(core.qattn, name, wraps=kernel) as launched:
+        _sparge(x)()
+    given = launched.call_args.args
+
+    def call() -> Tensor:
+        kernel(*given)
+        return given[3]  # the output
+
+    return call
 
 
 def page(record: dict[str, Any]) -> str:
@@ -249,7 +284,8 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# The operator `attention`\n",
-            f"{HEADS} heads of {HEAD_DIM}, bf16, query blocks of {Q_BLOCK}, key blocks of {K_BLOCK}, random lists.",
+            f"{HEADS} heads of {HEAD_DIM}, bf16, query blocks of {Q_BLOCK}, key blocks of {K_BLOCK}, random lists "
+            f"(SpargeAttn: {SPARGE_BLOCKS[0]} and {SPARGE_BLOCKS[1]}).",
             "Made by `python -m vggt_compile.bench.attention`. Milliseconds, and TFLOP/s on the listed blocks.\n",
             ", ".join(f"{name} {value}" for name, value in record["machine"].items()) + ".",
             *(f"\n## {n} tokens\n\n{rates([row for row in rows if row['tokens'] == n])}" for n in lengths),

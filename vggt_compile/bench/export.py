@@ -4,8 +4,8 @@
     python -m vggt_compile.bench.export --quick     # a tiny model on a CPU: whether it works
 
 Each stage is a process of its own, so that nothing is warm that would be cold for a user. Export and compiles, which
-wait for one core each, run side by side; what is timed has the machine to itself. Results are written as they come:
-a stage that fails, or for which no time is left, takes no other one along.
+wait for one core each, run side by side, or with `--in-turn` one after the other; what is timed has the machine to
+itself. Results are written as they come: a stage that fails, or for which no time is left, takes no other one along.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 
 from vggt_compile.bench.turns import alone
 
-BESIDE = ("export", "jit", "outline", "heads")
-AFTER = ("artifact", "jit-again", "outline-again")
-CACHES = {"jit-again": "jit", "outline-again": "outline"}
+BESIDE = ("export", "jit", "outline", "heads", "once")
+AFTER = ("artifact", "jit-again", "outline-again", "heads-again", "once-again")
+CACHES = {name: name.removesuffix("-again") for name in AFTER if name.endswith("-again")}
 QUICK = ["--device", "cpu", "--preset", "tiny", "--precision", "fp32", "--outputs", "camera", "--plan", "g2f"]
 QUICK += ["--frames", "3", "5", "--range", "3", "8", "--size", "28", "42", "--patience", "0"]
 
@@ -41,11 +41,12 @@ def main(argv: list[str] | None = None) -> None:
         return
     bench = Bench(args)
     try:
-        for stage in (beside := [Stage(bench, name) for name in BESIDE if name not in args.skip]):
-            stage.wait_for_first()
-        for stage in beside:
-            with alone():
-                stage.finish()
+        for names in together([name for name in BESIDE if name not in args.skip], args.in_turn):
+            for stage in (beside := [Stage(bench, name) for name in names]):
+                stage.wait_for_first()
+            for stage in beside:
+                with alone():
+                    stage.finish()
         for name in AFTER:
             if name not in args.skip:
                 with alone():
@@ -53,6 +54,11 @@ def main(argv: list[str] | None = None) -> None:
     finally:
         bench.close()
     print(args.out.read_text())
+
+
+def together(names: list[str], in_turn: bool) -> list[list[str]]:
+    """Which stages compile at a time."""
+    return [[name] for name in names] if in_turn else [names]
 
 
 def read(argv: list[str]) -> argparse.Namespace:
@@ -71,6 +77,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), default="bf16")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--patience", type=float, default=5.0, metavar="S", help="to spend on one time, about")
+    parser.add_argument("--in-turn", action="store_true", help="compile with no other compile beside")
     parser.add_argument("--limit", type=float, default=560.0, metavar="S", help="for everything (default: 560)")
     parser.add_argument("--work", type=Path, help="folder for the artifact and caches; kept")
     parser.add_argument("--skip", nargs="*", choices=(*BESIDE, *AFTER), default=[], help="stages to leave out")

@@ -50,13 +50,26 @@ def artifact(args: Args) -> None:
 
 
 def jit(args: Args, outline: bool = False, heads: bool = False, warm: bool = False) -> None:
-    """The same plan through torch.compile, under the autocast that the artifact has inside."""
+    """The same plan through torch.compile."""
     from vggt_compile import vggt_sparse
     from vggt_compile.recipes import read_named
 
     model, switches = load_model(args), {"outline": outline, "outline_heads": heads}
     options = cast(Any, {"plan": read_named(args.plan)[1], **switches})
-    run = torch.compile(model, backend=vggt_sparse, options=options)
+    first_calls(torch.compile(model, backend=vggt_sparse, options=options), args, warm)
+
+
+def once(args: Args, warm: bool = False) -> None:
+    """The same through a file of graphs, which a second process neither traces nor compiles."""
+    import vggt_compile
+    from vggt_compile.recipes import read_named
+
+    run = vggt_compile.compile_once(load_model(args), args.work / "graphs", {"plan": read_named(args.plan)[1]})
+    first_calls(run, args, warm)
+
+
+def first_calls(run: Callable[[Tensor], Any], args: Args, warm: bool) -> None:
+    """Under the autocast that the artifact has inside; all is timed later, unless this is a second process."""
     with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
         start = time.perf_counter()
         run(pictures(args, min(args.frames)))
@@ -74,8 +87,11 @@ STAGES: dict[str, Callable[[Args], None]] = {
     "jit": jit,
     "outline": lambda args: jit(args, outline=True),
     "heads": lambda args: jit(args, outline=True, heads=True),
+    "once": once,
     "jit-again": lambda args: jit(args, warm=True),
     "outline-again": lambda args: jit(args, outline=True, warm=True),
+    "heads-again": lambda args: jit(args, outline=True, heads=True, warm=True),
+    "once-again": lambda args: once(args, warm=True),
 }
 
 
