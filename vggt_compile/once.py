@@ -85,6 +85,7 @@ class _CompiledOnce:
 
     def _loaded(self, state: str, args: Any, kwargs: Any) -> list[Any]:
         """Graphs of the file that were compiled under what is around now: their guards on tensors get it from there."""
+        trace.arm()  # guards are on the traceable form of methods, also of classes that were imported after us
         forward: Any = self.model.forward
         load: Any = functools.partial(torch.compiler.load_compiled_function, f_globals=forward.__globals__)
         runs = []
@@ -93,15 +94,14 @@ class _CompiledOnce:
                 beside = scalar_beside_a_gpu([*self.model.parameters(), *_tensors(args, kwargs)])
                 with GUARDED, _as_if_tracing(), beside:
                     run = load(io.BytesIO(graph))
-            except RuntimeError as problem:
-                self._read().drop(graph, problem)
+            except Exception as problem:  # whatever torch says of what it wrote itself, there is another way
+                self._read().drop(graph, f"{type(problem).__name__}: {problem}")
             else:
                 run.disable_guard_check()  # `__call__` asks before it takes one
                 runs.append(run)
         return runs
 
     def _compiled(self, state: str, args: Any, kwargs: Any) -> Any:
-        trace.arm()
         args, kwargs = _unmarked(args, kwargs)
         for x in filter(_of_frames, _tensors(args, kwargs)):
             torch._dynamo.maybe_mark_dynamic(x, x.ndim - 4)

@@ -29,6 +29,8 @@ class Entry:
 
 
 _G2F = {"scope": "frame"}
+_WORTH_CHOOSING = 8192
+"""Tokens from which leaving out blocks is faster than dense, choosing them included (docs/benchmarks/short.md)."""
 
 
 def _faster_vggt(percent: int, keep: float, cdf: float, measured: str) -> Entry:
@@ -39,7 +41,7 @@ def _faster_vggt(percent: int, keep: float, cdf: float, measured: str) -> Entry:
         f"Faster VGGT, arXiv 2509.07120, supplement: ρ = {1 - keep:.0%}, τ = {cdf:g}",
         {
             "layers": {"*": {"blocks": {"method": "predict", "keep": keep, "cdf": cdf, "most": 1.0}}},
-            "min_tokens": 20_000,  # provisional: below, choosing costs about what it saves
+            "min_tokens": _WORTH_CHOOSING,
         },
         f"{measured} of VGGT's pairs are skipped",
     )
