@@ -128,7 +128,7 @@ def _libraries(
         parts = _cut(span, made, plan)
         if len(parts) == 1:
             one = compiled(made, span.name if done else FIRST, first=done[:1])
-            parts = [replace(span, frames=run) for run in runs(made.exported, span)]
+            parts = [replace(span, frames=run) for run in runs(made.graph, span)]
         if len(parts) == 1:
             with made.stages.stage("check"):
                 seen = compare(made, one) if compare else {}
