@@ -151,7 +151,8 @@ def test_libraries_call_it_with_the_operands_of_the_graph(tmp_path: Path, monkey
     model, span = Attends(), Span((6, 40), (1, 1), (4, 6))
     example = torch.rand(1, 13, 3, 4, 6)
     dims = ({1: Dim("frames", min=6, max=40)},)
-    made = Program(span, torch.export.export(model, (example,), dynamic_shapes=dims), Report(plan="none"), Stages(span))
+    graph = torch.export.export(model, (example,), dynamic_shapes=dims).module(check_guards=False)
+    made = Program(span, graph, example, Report(plan="none"), Stages(span))
     path = libraries.library(made, "model", tmp_path, [], {}).path
     scenes = [torch.rand(1, frames, 3, 4, 6) for frames in (6, 13, 40)]
     torch.save(scenes, tmp_path / "images.pt")

@@ -18,10 +18,16 @@ from torch.fx import GraphModule
 import vggt_compile
 from vggt_compile import recipes
 from vggt_compile.artifact import assumed, request
-from vggt_compile.artifact.program import program
+from vggt_compile.artifact import build as building
+from vggt_compile.artifact.library import Library
+from vggt_compile.artifact.manifest import Entry
+from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import Span
+from vggt_compile.artifact.stages import Stages
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed, WrongImages
+from vggt_compile.plan import Plan
+from vggt_compile.report import Report
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 SPAN = Span((3, 40), (1, 2), (4, 6))
@@ -94,6 +100,29 @@ def test_what_is_true_of_single_counts_only_is_said() -> None:
     assert frames % 4 == SPAN.example()[1] % 4
     with pytest.raises(ExportFailed, match="3-40 frames of 4×6: its code is right only where Eq"):
         assumed.runs(made, SPAN)
+
+
+def test_what_is_true_of_the_example_alone_is_said() -> None:
+    made, frames = exported(SPAN)
+    assert frames == SPAN.example()[1]
+    with pytest.raises(ExportFailed, match="3-40 frames of 4×6: its code is right only where frames is 37"):
+        assumed.runs(made, SPAN)
+
+
+def test_what_a_trace_has_noted_cuts_a_span_before_it_is_compiled() -> None:
+    compiled: list[Any] = []
+
+    def trace(span: Span) -> Program:
+        graph, frames = exported(span)
+        assert frames * 6 > 128 or span.frames[1] < 22  # asked, unless the range answers it
+        return Program(span, graph, scene(), Report(plan="none"), Stages(span))
+
+    def compile_one(made: Program, name: str, first: list[Library]) -> Library:
+        compiled.append(made.span.frames)
+        return Library(Entry(name, made.span, (), {}), [], {}, not first)
+
+    building._libraries([SPAN], trace, compile_one, None, Plan())
+    assert compiled == [(3, 21), (22, 40)]
 
 
 def test_examples_are_large_and_no_other_size() -> None:

@@ -27,9 +27,13 @@ def runs(gm: GraphModule, span: Span) -> list[Range]:
     A library serves its span if there is one run, the whole range.
 
     Raises:
-        ExportFailed: the notes are true for no count, or for counts in too many runs to compile each.
+        ExportFailed: a size was taken to be the example's, or the notes are true for no count, or for counts in too
+            many runs to compile each.
     """
     frames, batch, notes = _notes(gm)
+    for name, symbol in (("batch", batch), ("frames", frames)):
+        if symbol is not None and not symbol.is_Symbol:
+            raise ExportFailed(str(span), f"its code is right only where {name} is {symbol}")
     low, high = span.frames
     items = {max(2, number) for number in span.batch}  # tracing, too, takes for one scene what holds for two
 

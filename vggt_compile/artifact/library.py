@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
 from vggt_compile.artifact import blocks, convolutions, loops
@@ -65,11 +64,19 @@ def library(
 
 def outlined(made: Program, inductor: Mapping[str, Any], heads: bool = False) -> GraphModule:
     """The graph of a program, with equal blocks as calls of one, and parts of dense heads; its report says how many."""
-    gm = GraphModule(made.graph, copy.deepcopy(made.graph.graph))
+    gm = _copied(made.graph)
     with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
         done = outline_blocks(gm, heads=heads)
     made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
     return gm
+
+
+def _copied(gm: GraphModule) -> GraphModule:
+    """The same operations in a graph of its own, which a compile may change; weights are shared."""
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    graph.set_codegen(gm.graph._codegen)
+    return GraphModule(gm, graph)
 
 
 def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list[Any]:

@@ -151,7 +151,7 @@ def store_rounded(gm: GraphModule) -> None:
         rounded = _attribute(gm, name).detach().to(torch.bfloat16)
         module = gm.get_submodule(owner)
         delattr(module, last)
-        module.register_buffer(last, rounded)
+        module.register_parameter(last, nn.Parameter(rounded, requires_grad=False))  # AOTInductor copies buffers
         for cast in casts:
             node = cast.args[0]
             assert isinstance(node, Node)
