@@ -30,7 +30,7 @@ from vggt_compile.plan import Plan
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 MOST = 40
 ONE = replace(SPEC, pairs=1)
-TRACED = ("trace", "take autocast apart", "rewrite", "trace what is rewritten")
+TRACED = ("trace", "take autocast apart", "rewrite")
 
 
 @pytest.fixture(scope="module")

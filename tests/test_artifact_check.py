@@ -49,7 +49,7 @@ class Chaos(nn.Module):
 def judged(monkeypatch: pytest.MonkeyPatch, model: nn.Module, code: Callable[[Any], Any], precision: str) -> Any:
     """What is said of a library that gives `code` of its program's answer."""
     made = program(model.eval(), SPAN, Plan.read({}), precision, CPU, strict=False)
-    monkeypatch.setattr(check, "opened", lambda library, device: made.exported.module())
+    monkeypatch.setattr(check, "opened", lambda library, device: made.graph)
     monkeypatch.setattr(check, "answer", lambda runner, images: code(runner)(images))
     stub = Library(Entry("model", SPAN, (), {}), ["model.so"], {}, holds_weights=True)
     with torch.no_grad():
@@ -161,4 +161,4 @@ def test_a_wrong_compile_is_found_and_writes_nothing_unless_told_to(
 def _right(x: Tensor) -> Tensor:
     made: Program = program(build(SPEC), Span((4, 4), (1, 1), (4, 6)), Plan.read(FRAME), "fp32", CPU, strict=False)
     with torch.no_grad():
-        return made.exported.module()(x)
+        return made.graph(x)

@@ -73,7 +73,7 @@ def test_two_scenes_are_one_program_for_every_count() -> None:
     """Published heads give maps with channels last: runs of several scenes in a row are a copy of these."""
     model, images = Maps().eval(), torch.rand(2, 41, 3, 8, 10)
     traced = program(model, Span((3, 41), (2, 2), (8, 10)), Plan.read({}), "fp32", images.device, strict=False)
-    run = traced.exported.module()
+    run = traced.graph
     with torch.no_grad():
         for frames in (3, MOST, 41):
             given = images[:, :frames]

@@ -12,15 +12,22 @@ from alternating import build
 from framed import SPEC, by_hand, scene
 from harness import FRAME
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
+from torch.fx import GraphModule
 
 import vggt_compile
 from vggt_compile import recipes
 from vggt_compile.artifact import assumed, request
-from vggt_compile.artifact.program import program
+from vggt_compile.artifact import build as building
+from vggt_compile.artifact.library import Library
+from vggt_compile.artifact.manifest import Entry
+from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import Span
+from vggt_compile.artifact.stages import Stages
 from vggt_compile.backend import vggt_sparse_eager
 from vggt_compile.errors import ExportFailed, WrongImages
+from vggt_compile.plan import Plan
+from vggt_compile.report import Report
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 SPAN = Span((3, 40), (1, 2), (4, 6))
@@ -31,11 +38,12 @@ class Doubled(nn.Module):
         return images * 2
 
 
-def exported(span: Span) -> tuple[ExportedProgram, Any]:
+def exported(span: Span) -> tuple[GraphModule, Any]:
     """A program, and its symbol of frames: what is asked of that, its environment notes, as Inductor's lowerings do."""
     dims = {0: Dim("batch", min=1, max=4), 1: Dim("frames", min=span.frames[0], max=span.frames[1])}
     batch, frames = span.example()
-    made = torch.export.export(Doubled(), (torch.zeros(batch, frames, 3, *span.size),), dynamic_shapes=(dims,))
+    images = torch.zeros(batch, frames, 3, *span.size)
+    made = torch.export.export(Doubled(), (images,), dynamic_shapes=(dims,)).module(check_guards=False)
     seen = next(node.meta["val"] for node in made.graph.nodes if node.op == "placeholder")
     return made, seen.shape[1]
 
@@ -78,13 +86,13 @@ LONG = {"turbo": (1, 120), "spark3r-300": (2, 60)}
 def test_recipes_for_long_sequences_are_one_program_for_short_and_long(recipe: str) -> None:
     model, plan = build(replace(SPEC, pairs=2)), recipes.resolve(recipe)
     made = program(model, Span((3, 1024), (1, 2), (4, 6)), plan, "fp32", torch.device("cpu"), strict=True)
-    assert not [node for node in made.exported.graph.nodes if "_assert_scalar" in str(node.target)]
+    assert not [node for node in made.graph.graph.nodes if "_assert_scalar" in str(node.target)]
     compiled = torch.compile(model, backend=vggt_sparse_eager, options={"plan": recipe}, dynamic=False)
     for batch, frames in ((1, 3), LONG[recipe]):
         x = scene(batch=batch, frames=frames)
         torch._dynamo.reset()
         with torch.no_grad():
-            torch.testing.assert_close(made.exported.module()(x), compiled(x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(made.graph(x), compiled(x), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_true_of_single_counts_only_is_said() -> None:
@@ -92,6 +100,29 @@ def test_what_is_true_of_single_counts_only_is_said() -> None:
     assert frames % 4 == SPAN.example()[1] % 4
     with pytest.raises(ExportFailed, match="3-40 frames of 4×6: its code is right only where Eq"):
         assumed.runs(made, SPAN)
+
+
+def test_what_is_true_of_the_example_alone_is_said() -> None:
+    made, frames = exported(SPAN)
+    assert frames == SPAN.example()[1]
+    with pytest.raises(ExportFailed, match="3-40 frames of 4×6: its code is right only where frames is 37"):
+        assumed.runs(made, SPAN)
+
+
+def test_what_a_trace_has_noted_cuts_a_span_before_it_is_compiled() -> None:
+    compiled: list[Any] = []
+
+    def trace(span: Span) -> Program:
+        graph, frames = exported(span)
+        assert frames * 6 > 128 or span.frames[1] < 22  # asked, unless the range answers it
+        return Program(span, graph, scene(), Report(plan="none"), Stages(span))
+
+    def compile_one(made: Program, name: str, first: list[Library]) -> Library:
+        compiled.append(made.span.frames)
+        return Library(Entry(name, made.span, (), {}), [], {}, not first)
+
+    building._libraries([SPAN], trace, compile_one, None, Plan())
+    assert compiled == [(3, 21), (22, 40)]
 
 
 def test_examples_are_large_and_no_other_size() -> None:

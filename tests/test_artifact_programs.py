@@ -74,7 +74,7 @@ def test_one_program_gives_what_a_compile_gives_for_every_count(name: str, plan:
     model = MODELS[name](layers=1 if plan == "dense" else 2)
     made = traced(model, Span((3, 64), (1, 2), (28, 42)), PLANS[plan])
     assert bool(made.report.rewritten) == (plan != "dense")
-    program_of_all = made.exported.module()
+    program_of_all = made.graph
     for batch, frames in ((1, 3), (2, 8), (1, 17)):
         x = images(batch, frames, 3, 28, 42)
         want, got = jit(model, PLANS[plan], x), program_of_all(x)
@@ -89,14 +89,14 @@ def test_few_frames_have_programs_of_their_own(count: int) -> None:
     model, x = build(SPEC), scene(frames=count)
     (span,) = spans((count, count), (1, 1), (4, 6))
     made = program(model, span, Plan.read(FRAME), "fp32", CPU, strict=False)  # one frame is inside itself already
-    torch.testing.assert_close(made.exported.module()(x), by_hand(model, x))
+    torch.testing.assert_close(made.graph(x), by_hand(model, x))
 
 
 def test_a_single_batch_of_several_is_a_program_for_all_of_them() -> None:
     model, made = build(SPEC), traced(build(SPEC), Span((3, 9), (1, 3), (4, 6)), FRAME)
     for batch in (1, 2, 3):
         x = scene(batch=batch, frames=4)
-        torch.testing.assert_close(made.exported.module()(x), by_hand(model, x))
+        torch.testing.assert_close(made.graph(x), by_hand(model, x))
 
 
 # Precision
@@ -129,11 +129,11 @@ def test_autocast_is_part_of_the_program_and_rounded_weights_change_no_bit() -> 
     assert [row.path for row in cast.report.rewritten] == ["aggregator.global_blocks.0.attn"]
     assert cast.report.family == "vggt"
     with torch.no_grad():
-        same, half = (made.exported.module()(x) for made in (cast, rounded))
+        same, half = (made.graph(x) for made in (cast, rounded))
     for name, tensor in tensors(want).items():
         assert torch.equal(tensors(same)[name], tensor), name
         assert torch.equal(tensors(half)[name], tensor), name
-    stored = rounded.exported.state_dict
+    stored = rounded.graph.state_dict()
     heads = [name for name in stored if name.startswith("camera_head") and stored[name].is_floating_point()]
     assert heads
     assert {stored[name].dtype for name in heads} == {torch.float32}
@@ -147,7 +147,7 @@ def test_under_autocast_attention_may_lie_otherwise_than_the_model_has_it() -> N
     with torch.autocast("cpu", torch.bfloat16):
         want = jit(model, plan, x)
     with torch.no_grad():
-        assert torch.equal(made.exported.module()(x), want)
+        assert torch.equal(made.graph(x), want)
 
 
 # Ranges
@@ -166,10 +166,10 @@ def test_dense_heads_written_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
     dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8, layers=(0, 0, 0, 0))
     model = randomized(vggt("tiny", depth=1, encoder="conv", outputs=("depth",), dpt=dpt))
     made = traced(model, Span((3, 16), (1, 1), (28, 42)), PLANS["dense"])
-    graphs = [part.graph for part in made.exported.graph_module.modules() if isinstance(part, GraphModule)]
+    graphs = [part.graph for part in made.graph.modules() if isinstance(part, GraphModule)]
     called = [str(node.target) for graph in graphs for node in graph.nodes]
     assert sum("conv_transpose2d" in target for target in called) == 2
-    program_of_all = made.exported.module()
+    program_of_all = made.graph
     with torch.no_grad():
         for frames in (3, 6, 7, 8, 16):
             x = images(1, frames, 3, 28, 42)
@@ -181,10 +181,10 @@ def test_weights_of_a_graph_with_a_loop_are_rounded_too() -> None:
     dpt = replace(VGGT_PRESETS["tiny"].dpt, chunk=8, layers=(0, 0, 0, 0))
     model = randomized(vggt("tiny", depth=1, encoder="conv", outputs=("depth",), dpt=dpt))
     made = traced(model, Span((3, 16), (1, 1), (28, 42)), PLANS["dense"], "bf16")
-    nodes = made.exported.graph.nodes
+    nodes = made.graph.graph.nodes
     assert [node for node in nodes if "scan" in str(node.target) and node.op == "call_function"]
     assert not [node for node in nodes if switches_autocast(node) or enclosure(node)]
-    assert made.exported.state_dict["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
+    assert made.graph.state_dict()["aggregator.global_blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
 
 
 def test_few_frames_and_single_scenes_of_them_are_graphs_of_their_own() -> None:

@@ -70,7 +70,7 @@ def test_one_program_serves_every_count_and_the_model_stays_clean(name: str) -> 
         for batch, frames in ((1, 3), (2, 7)):
             x = scene(name, batch, frames)
             assert same_bits(net(x), untouched(x))
-            close(made.exported.module()(x), jit(net, x, FRAME))
+            close(made.graph(x), jit(net, x, FRAME))
 
 
 def test_regions_of_autocast_hide_no_grid() -> None:
@@ -80,7 +80,7 @@ def test_regions_of_autocast_hide_no_grid() -> None:
         size = tuple(scene("omega").shape[-2:])
         made = program(net, Span((3, 64), (1, 1), size), Plan.read(plan), "fp32", CPU, strict=True)
         x = scene("omega", 1, 6)
-        close(made.exported.module()(x), jit(net, x, plan))
+        close(made.graph(x), jit(net, x, plan))
 
 
 @pytest.mark.parametrize("name", ["vggt", "omega"])  # π³ takes a determinant in bf16 then, which no CPU can
@@ -94,10 +94,10 @@ def test_casts_of_autocast_stand_in_the_graph(name: str, monkeypatch: pytest.Mon
     with upstream_models.model(name) as net, torch.no_grad():
         x = scene(name, 1, 5)
         made = program(net, Span((3, 64), (1, 1), tuple(x.shape[-2:])), Plan.read({}), "autocast", CPU, strict=False)
-        assert not any(enclosure(node) for node in made.exported.graph.nodes)
+        assert not any(enclosure(node) for node in made.graph.graph.nodes)
         with torch.autocast("cpu", torch.bfloat16):
             want = jit(net, x, {})
-        for one, other in zip(tensors(made.exported.module()(x)), tensors(want), strict=True):
+        for one, other in zip(tensors(made.graph(x)), tensors(want), strict=True):
             assert torch.equal(one, other)
 
 
@@ -107,10 +107,10 @@ def test_dense_heads_are_one_loop_for_few_frames_and_many() -> None:
     whole = Span((3, 40), (1, 1), (height, width))
     with upstream_models.model("vggt") as net, torch.no_grad():
         made = program(net, whole, Plan.read(FRAME), "fp32", CPU, strict=True)
-        assert runs(made.exported, whole) == [(3, 40)]
+        assert runs(made.graph, whole) == [(3, 40)]
         for frames in (3, 7, 8, 9, 25):
             x = scene("vggt", 1, frames)
-            close(made.exported.module()(x), jit(net, x, FRAME))
+            close(made.graph(x), jit(net, x, FRAME))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

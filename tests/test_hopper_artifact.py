@@ -116,9 +116,9 @@ def test_a_library_gives_what_a_compile_gives(dtype: torch.dtype, tmp_path: Path
     inputs = [torch.randn(1, tokens, 3, HEADS, 64, device="cuda", dtype=dtype) for tokens in (1500, 20011, 9369)]
     dims = ({1: Dim("tokens", min=1000, max=100_000)},)
     with torch.no_grad():
-        exported = torch.export.export(model, (inputs[-1],), dynamic_shapes=dims)
+        traced = torch.export.export(model, (inputs[-1],), dynamic_shapes=dims)
         span = Span((1, 1), (1, 1), (1, 1))
-        made = Program(span, exported, Report(plan="none"), Stages(span))
+        made = Program(span, traced.module(check_guards=False), inputs[-1], Report(plan="none"), Stages(span))
         path = library(made, "model", tmp_path, [], {}).path
         results, again, names = bare(KEPT.format(str(path), str(path.parent)), inputs, tmp_path)
         compiled = torch.compile(model, dynamic=True)
@@ -205,9 +205,9 @@ def test_errors_are_raised_with_words(tmp_path: Path, capfd: pytest.CaptureFixtu
     other = code(Variant(torch.float16, 64, 128, 64, lists=False, own=False))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         operator = torch.ops.vggt_compile.attention_hopper.default
-        patch.setattr(libraries, "c_functions", lambda exported: {operator: [c_function([other])]})
-        span, exported = Span((1, 1), (1, 1), (1, 1)), torch.export.export(Alone(), (fused,))
-        made = Program(span, exported, Report(plan="none"), Stages(span))
+        patch.setattr(libraries, "c_functions", lambda gm: {operator: [c_function([other])]})
+        span, traced = Span((1, 1), (1, 1), (1, 1)), torch.export.export(Alone(), (fused,))
+        made = Program(span, traced.module(check_guards=False), fused, Report(plan="none"), Stages(span))
         path = library(made, "model", tmp_path, [], {}).path
         runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, "cuda:0", str(path.parent))
         with pytest.raises(RuntimeError):

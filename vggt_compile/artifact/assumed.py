@@ -12,23 +12,28 @@ from typing import Any
 
 import sympy
 import torch
-from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from vggt_compile.artifact.request import Range, Span
 from vggt_compile.errors import ExportFailed
+from vggt_compile.graph.dialect import value
 
 MOST_RUNS = 6
 
 
-def runs(exported: ExportedProgram, span: Span) -> list[Range]:
+def runs(gm: GraphModule, span: Span) -> list[Range]:
     """The frame counts of a span in runs, in every second one of which all notes of a compile are true.
 
     A library serves its span if there is one run, the whole range.
 
     Raises:
-        ExportFailed: the notes are true for no count, or for counts in too many runs to compile each.
+        ExportFailed: a size was taken to be the example's, or the notes are true for no count, or for counts in too
+            many runs to compile each.
     """
-    frames, batch, notes = _notes(exported)
+    frames, batch, notes = _notes(gm)
+    for name, symbol in (("batch", batch), ("frames", frames)):
+        if symbol is not None and not symbol.is_Symbol:
+            raise ExportFailed(str(span), f"its code is right only where {name} is {symbol}")
     low, high = span.frames
     items = {max(2, number) for number in span.batch}  # tracing, too, takes for one scene what holds for two
 
@@ -44,10 +49,9 @@ def runs(exported: ExportedProgram, span: Span) -> list[Range]:
     return [(run[0], run[-1]) for run in parts]
 
 
-def _notes(exported: ExportedProgram) -> tuple[Any, Any, list[Any]]:
+def _notes(gm: GraphModule) -> tuple[Any, Any, list[Any]]:
     """The symbols of frames and batch, None for a number, and what was noted of sizes that code depends on."""
-    images = exported.graph_signature.user_inputs[0]
-    seen = next(node.meta["val"] for node in exported.graph.nodes if node.name == images)
+    seen = value(gm.graph.find_nodes(op="placeholder")[0])
     symbols = [size.node if isinstance(size, torch.SymInt) else None for size in seen.shape[:2]]
     known: list[Any] = next((node.shape_env.guards for node in symbols if node is not None), [])
     batch, frames = (None if node is None else node.expr for node in symbols)

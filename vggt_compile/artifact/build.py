@@ -127,8 +127,10 @@ def _libraries(
         made = trace(span)
         parts = _cut(span, made, plan)
         if len(parts) == 1:
+            parts = _right(made)  # as far as a rewrite asked about sizes; a compile asks more
+        if len(parts) == 1:
             one = compiled(made, span.name if done else FIRST, first=done[:1])
-            parts = [replace(span, frames=run) for run in runs(made.exported, span)]
+            parts = _right(made)
         if len(parts) == 1:
             with made.stages.stage("check"):
                 seen = compare(made, one) if compare else {}
@@ -136,6 +138,11 @@ def _libraries(
         else:
             waiting[:0] = parts
     return done
+
+
+def _right(made: Program) -> list[Span]:
+    """The span of a program in parts, of which its graph is right for every second one."""
+    return [replace(made.span, frames=run) for run in runs(made.graph, made.span)]
 
 
 def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:

@@ -44,7 +44,7 @@ def checked(made: Program, library: Library, precision: str, device: torch.devic
     runner = opened(library.path, device)
     if not library.holds_weights:
         give(runner, library.constants)
-    images, program = scene(made.span, device), made.exported.module(check_guards=False)
+    images, program = scene(made.span, device), made.graph
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         want = _named(program(images.clone()))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -19,9 +18,9 @@ Functions = dict[torch._ops.OpOverload, list[str]]
 """C functions by the operators that they are, for `aot_inductor.custom_ops_to_c_shims`."""
 
 
-def c_functions(exported: ExportedProgram) -> Functions:
+def c_functions(gm: GraphModule) -> Functions:
     """The kernel for Hopper in the variants that a program may run; none where it runs none."""
-    attentions = (x for x in _attentions(exported) if hopper.here(x.q.device))
+    attentions = (x for x in _attentions(gm) if hopper.here(x.q.device))
     variants = dict.fromkeys(made_for for x in attentions if (made_for := variant(x)) is not None)
     if not variants:
         return {}
@@ -31,10 +30,10 @@ def c_functions(exported: ExportedProgram) -> Functions:
     return {torch.ops.vggt_compile.attention_hopper.default: [c_function(map(code, variants))]}
 
 
-def _attentions(exported: ExportedProgram) -> Iterator[Operands]:
+def _attentions(gm: GraphModule) -> Iterator[Operands]:
     """The operands of every attention of ours, sub-graphs included."""
     ours = torch.ops.vggt_compile.attention.default
-    for part in exported.graph_module.modules():
+    for part in gm.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             if node.target is ours:
                 yield _operands(node)

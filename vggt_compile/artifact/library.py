@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
 from vggt_compile.artifact import blocks, convolutions, loops
@@ -46,7 +45,7 @@ def library(
     settings = {
         **loops.SETTINGS,
         **inductor,
-        shims: {**inductor.get(shims, {}), **c_functions(made.exported)},
+        shims: {**inductor.get(shims, {}), **c_functions(made.graph)},
         "aot_inductor.package": True,
         "aot_inductor.output_path": str(folder / name),
         "aot_inductor.package_constants_in_so": not first,
@@ -55,7 +54,7 @@ def library(
     }
     gm = outlined(made, inductor, heads)
     with made.stages.stage("compile"):
-        found = _compiled(gm, made.exported, settings)
+        found = _compiled(gm, made.images, settings)
     files = [file for file in found if isinstance(file, str) and file]
     constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
     known = first[0].constants if first else constants
@@ -65,23 +64,29 @@ def library(
 
 def outlined(made: Program, inductor: Mapping[str, Any], heads: bool = False) -> GraphModule:
     """The graph of a program, with equal blocks as calls of one, and parts of dense heads; its report says how many."""
-    gm = made.exported.module(check_guards=False)
+    gm = _copied(made.graph)
     with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
         done = outline_blocks(gm, heads=heads)
     made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
     return gm
 
 
-def _compiled(gm: GraphModule, exported: ExportedProgram, settings: dict[str, Any]) -> list[Any]:
-    assert exported.example_inputs is not None
-    args, kwargs = exported.example_inputs
+def _copied(gm: GraphModule) -> GraphModule:
+    """The same operations in a graph of its own, which a compile may change; weights are shared."""
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    graph.set_codegen(gm.graph._codegen)
+    return GraphModule(gm, graph)
+
+
+def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list[Any]:
     with ExitStack() as stack:
         stack.enter_context(caches.told())
         stack.enter_context(convolutions.of_any_number())
         stack.enter_context(loops.written_whole())
         stack.enter_context(blocks.called(gm))
-        stack.enter_context(scalar_beside_a_gpu(args))
-        found = torch._inductor.aot_compile(gm, args, kwargs, options=settings)
+        stack.enter_context(scalar_beside_a_gpu([images]))
+        found = torch._inductor.aot_compile(gm, (images,), options=settings)
     assert isinstance(found, list)
     return found
 

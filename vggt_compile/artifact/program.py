@@ -1,10 +1,10 @@
-"""A model as a rewritten program: traced by torch.export, rewritten by a plan, traced again."""
+"""A model as a rewritten program: traced by torch.export, then rewritten by a plan, with fake values all the way."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from vggt_compile.errors import ExportFailed
 from vggt_compile.families import trace
 from vggt_compile.families.forms import dense_heads_see_at_most
 from vggt_compile.graph.casts import Unclear
-from vggt_compile.graph.dialect import is_attention_like
+from vggt_compile.graph.dialect import is_attention_like, value
 from vggt_compile.graph.flatten import flatten
 from vggt_compile.graph.plain import plain
 from vggt_compile.plan import Plan
@@ -32,8 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Program:
+    """A graph for all that one span asks for, and the images that it was traced with."""
+
     span: Span
-    exported: ExportedProgram
+    graph: GraphModule
+    images: Tensor
     report: Report
     stages: Stages
 
@@ -51,14 +54,12 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         with at.stage("take autocast apart"):
             gm = _in_one_graph(traced)
             plain(gm)
-        with at.stage("rewrite"):
+        with at.stage("rewrite"), _two_for_one():
             report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)
-        with at.stage("trace what is rewritten"):
-            exported = _export(gm, images, span)
     publish(report)
-    return Program(span, exported, report, at)
+    return Program(span, gm, images, report, at)
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def _attentions(gm: GraphModule) -> list[Node]:
 
 
 def _export(model: nn.Module, images: Tensor, span: Span) -> ExportedProgram:
-    """Counts of frames and batches are symbols, and what holds for two of something is taken to hold for one.
+    """Counts of frames and batches are symbols.
 
     The tracer may have more of a batch than was asked for: with a range of one and two it would settle for two.
     """
@@ -124,10 +125,16 @@ def _export(model: nn.Module, images: Tensor, span: Span) -> ExportedProgram:
     dims: dict[int, Any] = {0: Dim("batch", min=fewest, max=most + 2)} if fewest < most else {}
     dims |= {1: Dim("frames", min=low, max=high)} if low < high else {}
     try:
-        with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with _two_for_one():
             return torch.export.export(model, (images,), dynamic_shapes=(dims,))
     except torch._dynamo.exc.UserError as error:
         raise ExportFailed(str(span), str(error)) from error
+
+
+def _two_for_one() -> AbstractContextManager[Any]:
+    """Within the block what holds for two of something is taken to hold for one."""
+    patched: AbstractContextManager[Any] = symbolic.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    return patched
 
 
 def store_rounded(gm: GraphModule) -> None:
@@ -144,11 +151,11 @@ def store_rounded(gm: GraphModule) -> None:
         rounded = _attribute(gm, name).detach().to(torch.bfloat16)
         module = gm.get_submodule(owner)
         delattr(module, last)
-        module.register_buffer(last, rounded)
+        module.register_parameter(last, nn.Parameter(rounded, requires_grad=False))  # AOTInductor copies buffers
         for cast in casts:
             node = cast.args[0]
             assert isinstance(node, Node)
-            node.meta.pop("val", None)
+            node.meta["val"] = value(cast)
             cast.replace_all_uses_with(node)
             gm.graph.erase_node(cast)
     gm.graph.lint()
