@@ -26,12 +26,13 @@ DRAWING = """
     bench → root artifact journal metrics scenes models datasets ops
     auto → dry_run journal metrics models
     analysis → root metrics
-    artifact → recipes rewrite caches families.trace
+    artifact → recipes rewrite caches garbage families.trace
     dry_run → backend
     once → backend kept
     kept →
-    backend → breaks densities probes handouts recipes rewrite caches families.trace graph
+    backend → breaks densities probes handouts recipes rewrite caches garbage families.trace graph
     caches → sources
+    garbage →
     breaks → report families.shim graph
     recipes → plan published recommended rules
     recommended → published

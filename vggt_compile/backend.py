@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from vggt_compile import breaks, caches, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
+from vggt_compile.garbage import few_collections
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.graph.schemas import asked_once
@@ -76,6 +77,7 @@ class Options:
         return [field.name for field in fields(cls) if isinstance(field.default, bool)]
 
 
+@few_collections()
 def vggt_sparse(
     gm: GraphModule,
     example_inputs: Sequence[Any],

@@ -32,6 +32,7 @@ from vggt_compile.backend import Options, vggt_sparse
 from vggt_compile.caches import autocast
 from vggt_compile.errors import BadInput, PlanError
 from vggt_compile.families import trace
+from vggt_compile.garbage import few_collections
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.kept import Kept, sources
 from vggt_compile.sources import source_hash
@@ -101,6 +102,7 @@ class _CompiledOnce:
                 runs.append(run)
         return runs
 
+    @few_collections()
     def _compiled(self, state: str, args: Any, kwargs: Any) -> Any:
         args, kwargs = _unmarked(args, kwargs)
         for x in filter(_of_frames, _tensors(args, kwargs)):

@@ -24,12 +24,14 @@ from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import Range, Size, Span, read_precision, read_range, spans
 from vggt_compile.errors import BadInput
+from vggt_compile.garbage import few_collections
 from vggt_compile.plan import Plan
 
 FIRST = "model"
 """The entry with the most frame counts, under the name that torch loads by itself."""
 
 
+@few_collections()
 def export(
     model: nn.Module,
     images: Tensor,

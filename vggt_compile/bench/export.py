@@ -76,6 +76,9 @@ def read(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=[392, 518], metavar=("H", "W"))
     parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), default="bf16")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--outline-heads", action="store_true", help="in the export; stages `outline` and `heads` differ by it"
+    )
     parser.add_argument("--patience", type=float, default=5.0, metavar="S", help="to spend on one time, about")
     parser.add_argument("--in-turn", action="store_true", help="compile with no other compile beside")
     parser.add_argument("--limit", type=float, default=560.0, metavar="S", help="for everything (default: 560)")

@@ -27,8 +27,8 @@ def export(args: Args) -> None:
 
     model, images = load_model(args), torch.zeros(1, 4, 3, *args.size, device=args.device)
     path, start = args.work / "model.pt2", time.perf_counter()
-    plan, frames = read_named(args.plan)[1], tuple(args.range)
-    made = vggt_compile.export(model, images, plan=plan, frames=frames, precision=args.precision, path=path)
+    given = {"plan": read_named(args.plan)[1], "frames": tuple(args.range), "precision": args.precision}
+    made = vggt_compile.export(model, images, **given, outline_heads=args.outline_heads, path=path)
     entries = {str(entry.span): entry.report["attention_left"] for entry in made.entries}
     say(seconds=time.perf_counter() - start, bytes=path.stat().st_size, attention_left=entries)
     say(stages={str(entry.span): entry.seconds for entry in made.entries}, clocks=clocks())
