@@ -372,3 +372,8 @@ def test_a_range_has_a_bound(text: str, near: str) -> None:
     with pytest.raises(PlanError, match=f"'{text}' names layers beyond 9999; for all up to the last write '{near}'"):
         Layers.read(text)
     assert 9999 in Layers.read("0-9999").closed()
+
+
+def test_heads_are_outlined_where_blocks_are_unless_told_otherwise() -> None:
+    given: list[dict] = [{}, {"outline": False}, {"outline_heads": False}]
+    assert [Options.read(options).outline_heads for options in given] == [True, False, False]

@@ -39,7 +39,7 @@ class Options:
         strict: raise where a layer that the plan names was not rewritten.
         densities: runs hand out how much of its attentions over blocks the model computes, for `collect_densities`.
         outline: compile equal blocks of the model once, for a shorter first call.
-        outline_heads: with `outline`, what dense heads do alike too. Off until it has been measured on a GPU.
+        outline_heads: what dense heads do alike too; as `outline` unless given.
         inductor: handed on to Inductor as configuration for this compile.
     """
 
@@ -47,7 +47,7 @@ class Options:
     strict: bool = False
     densities: bool = False
     outline: bool = True
-    outline_heads: bool = False
+    outline_heads: bool = True
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -56,6 +56,7 @@ class Options:
         for key in given:
             if key not in (known := [field.name for field in fields(cls)]):
                 raise UnknownName("option", key, known)
+        given.setdefault("outline_heads", given.get("outline", cls.outline))
         switches = {name: given.get(name, getattr(cls, name)) for name in cls._switches()}
         for name, value in switches.items():
             if not isinstance(value, bool):

@@ -30,7 +30,7 @@ TIMES = (
     *("pi3-long.json", "pi3-recommended.json", "pi3.json", "model.json"),
 )
 """Newest first."""
-FOLDERS = ("fast", "thinning", "published", ".", "plans", "phase")
+FOLDERS = ("fast", "thinning", "published", "blocks", ".", "plans", "phase")
 """Of each `accuracy.json`; of equally many scenes those of the first count."""
 
 
