@@ -22,7 +22,6 @@ from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.report import Region
 
-
 OPTIMISATION = "aot_inductor.compile_wrapper_opt_level"
 """Of the C++ that calls the kernels, one function of 12,000 lines for VGGT. Inductor's own is O1."""
 
