@@ -22,8 +22,8 @@ from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.report import Region
 
-OPTIMISATION = "aot_inductor.compile_wrapper_opt_level"
-"""Of the C++ that calls the kernels, one function of 12,000 lines for VGGT. Inductor's own is O1."""
+USUAL = "O1"
+"""Inductor's optimisation of the C++ that calls the kernels, one function of 12,000 lines for VGGT."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def library(
     shims = "aot_inductor.custom_ops_to_c_shims"
     settings = {
         **loops.SETTINGS,
-        **_optimisation(),
+        **optimisation(),
         **inductor,
         shims: {**inductor.get(shims, {}), **c_functions(made.graph)},
         "aot_inductor.package": True,
@@ -67,9 +67,11 @@ def library(
     return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants, not first)
 
 
-def _optimisation() -> dict[str, str]:
-    """Where g++ asks which pointers may be equal it takes half of its time, and calls are no faster for it."""
-    return {OPTIMISATION: "O1 -fno-tree-pta"} if is_gcc() else {}
+def optimisation() -> dict[str, str]:
+    """The usual one less a question of g++'s, which pointers may be equal: half of its time, and calls no faster."""
+    setting = "aot_inductor.compile_wrapper_opt_level"
+    usual = torch._inductor.config.get_config_copy()[setting] == USUAL  # nobody has asked for another
+    return {setting: f"{USUAL} -fno-tree-pta"} if usual and is_gcc() else {}
 
 
 def outlined(made: Program, inductor: Mapping[str, Any], heads: bool = False) -> GraphModule:
