@@ -31,8 +31,8 @@ from vggt_compile.ops.tiles import Tile
 
 Q_BLOCK, K_BLOCK, HEADS, HEAD_DIM = 128, 64, 16, 64
 DENSITIES = (0.05, 0.1, 0.25, 0.5, 1.0)
-SETTINGS = {32 * 1041: DENSITIES, 100 * 1041: DENSITIES, 300 * 1041: DENSITIES[:3]}
-"""Densities by tokens, in frames of 392×518 pixels; the longest ones take seconds a call."""
+TOKENS = (32 * 1041, 100 * 1041, 300 * 1041)
+"""Of so many frames of 392×518 pixels; a dense call of the longest takes about a second."""
 TILES = {
     "Triton, 128×128, 4 warps, 3 stages": Tile(128, 128, warps=4, stages=3),
     "the same, in order": Tile(128, 128, warps=4, stages=3, longest_first=False),
@@ -58,15 +58,15 @@ class Setting:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vggt_compile.bench.attention", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for JSON and page")
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(SETTINGS), metavar="N")
-    parser.add_argument("--densities", type=float, nargs="+", metavar="SHARE", help="(default: by length)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), metavar="N")
+    parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES), metavar="SHARE")
     parser.add_argument("--budget", type=float, default=450, metavar="S", help="start nothing after so many seconds")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise BadInput("the benchmark of attention needs a CUDA device")
     args.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"machine": versions(), "checks": [], "rows": []}
-    settings = [Setting(n, d) for n in args.tokens for d in args.densities or SETTINGS.get(n, DENSITIES)]
+    settings = [Setting(n, d) for n in args.tokens for d in args.densities]
     with torch.inference_mode():
         for kind, row in measured(settings, time.monotonic() + args.budget):
             print(kind, json.dumps(row, ensure_ascii=False), flush=True)
