@@ -34,10 +34,18 @@ def test_a_bent_curve_is_told_by_its_error() -> None:
 
 
 def test_variants_with_too_few_counts_have_no_row() -> None:
-    rows = [{"variant": "a", "frames": n, "peak_gib": 5 + 0.1 * n} for n in (10, 20, 30)]
-    rows += [{"variant": "b", "frames": 10, "peak_gib": 5.0}, {"variant": "a", "frames": 900, "out_of_memory": True}]
+    rows = [{"variant": "a", "frames": n, "peak_gib": 5 + 0.1 * n} for n in (24, 60, 100)]
+    rows += [{"variant": "b", "frames": 30, "peak_gib": 5.0}, {"variant": "a", "frames": 900, "out_of_memory": True}]
     text = table(rows)
     assert "5.0 + 0.1000 n" in text
     assert "| b " not in text
     assert str(int((CARDS[80] - RESERVE - 5) / 0.1)) in text
     assert table(rows[:2]) == ""
+
+
+def test_counts_that_heads_see_at_once_are_on_no_line() -> None:
+    short = [{"variant": "a", "frames": n, "peak_gib": 5 + 0.5 * n} for n in (4, 16, 22, 23)]
+    assert table(short) == ""
+    assert "5.0 + 0.1000 n" in table(
+        short + [{"variant": "a", "frames": n, "peak_gib": 5 + 0.1 * n} for n in (24, 60, 100)]
+    )
