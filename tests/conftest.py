@@ -23,10 +23,6 @@ if not torch.cuda.is_available():
     # A pool of compile processes serves GPUs only, and every process that compiles starts one. Inductor reads this when
     # it is imported, here and in the processes that tests start.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# A file's code for the host calls its kernels, which are optimized as ever; to optimize it too, and to write down its
-# lines, takes longer than all else that g++ does.
-os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
-os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
 # Which vector instructions work, Inductor finds out anew in every process, by one more Python for each sort of them.
 # What the processor says it has is believed instead.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")

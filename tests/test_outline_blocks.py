@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 from torch._higher_order_ops.invoke_subgraph import InvokeSubgraphHOP
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_compile import collect_reports, vggt_sparse
 from vggt_compile.backend import Options, vggt_sparse_eager
 from vggt_compile.graph import dialect
 from vggt_compile.graph.outline import outline_blocks
-from vggt_compile.graph.repeats import operations, repeats, sink_results
+from vggt_compile.graph.repeats import drop_unread, operations, repeats, sink_results
 from vggt_compile.graph.schemas import asked_once
 from vggt_compile.models import vggt
 from vggt_compile.models.vggt import Aggregator
@@ -319,6 +319,25 @@ def test_a_result_that_only_heads_read_does_not_tell_blocks_apart() -> None:
     with torch.no_grad():
         torch.compile(model, backend=backend)(images(1, 3, 3, 56, 56))
     assert found[1] > found[0]  # operations spared
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        ({"dtype": torch.float32, "device": torch.device("cpu"), "layout": torch.strided}, 0),
+        ({"dtype": torch.float64}, 1),  # as it was traced, this stops every run
+        ({"device": torch.device("cuda")}, 1),
+        ({"size": [4, 4]}, 1),  # holds for the trace, and perhaps for no other count
+    ],
+)
+def test_a_check_goes_if_it_holds_of_all_that_it_will_see(asked: dict[str, Any], left: int) -> None:
+    graph = Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(4, 4)
+    graph.call_function(torch.ops.aten._assert_tensor_metadata.default, (x,), asked)
+    graph.output(x)
+    drop_unread(graph)
+    assert len(operations(graph)) == left
 
 
 @pytest.mark.parametrize("plan", ["dense", "g2f", "fastvggt", "faster_vggt-50"])

@@ -3,6 +3,9 @@
 Inductor's writer of C++ calls no sub-graphs. It writes those of loops and branches in place, in a scope of their own;
 here the scope is the body of a lambda, which stands before the first call of `invoke_subgraph` on it. Operands are
 handed over, so that the block frees what nobody else will read.
+
+Before that Inductor evaluates all calls with fake tensors. Equal ones have a value together, but for weights, which
+are no inputs in a library and come to it as they are: it knows no two calls equal that read such. They come as fakes.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch._inductor import ir
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine
 from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.schemas import asked_once
@@ -41,6 +46,7 @@ def called(gm: GraphModule) -> Iterator[None]:
     tracing = torch._guards.TracingContext(_mode(gm))  # where a trace keeps the sub-graphs that it has met
     with (
         mock.patch.object(CppWrapperCpu, "codegen_invoke_subgraph", codegen_invoke_subgraph),
+        mock.patch.object(FakeTensorProp, "get_attr", _fake_weight),
         torch._guards.tracing(tracing),
         asked_once(),
     ):
@@ -51,6 +57,12 @@ def _mode(gm: GraphModule) -> FakeTensorMode:
     seen = (value(node) for node in gm.graph.find_nodes(op="placeholder"))
     mode: FakeTensorMode = next(x.fake_mode for x in seen if isinstance(x, FakeTensor))
     return mode
+
+
+def _fake_weight(self: FakeTensorProp, target: Any, args: Any, kwargs: Any) -> Any:
+    found = Interpreter.get_attr(self, target, args, kwargs)
+    real = isinstance(found, Tensor) and not isinstance(found, FakeTensor)
+    return self._mode.from_tensor(found, static_shapes=True) if real else found
 
 
 def _define(writer: Any, graph: Any) -> None:

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,22 @@ def checks(node: Node) -> bool:
 def inspects(node: Node) -> bool:
     """Whether the node only checks another one's dtype and device, as an export writes it before casts."""
     return operation(node) == "_assert_tensor_metadata"
+
+
+def settled(node: Node) -> bool:
+    """Whether the node only checks what holds of the value as it was traced, and so of all that it will see."""
+    if not inspects(node) or len(node.args) != 1:
+        return False
+    seen = value(cast(Node, node.args[0]))
+    return isinstance(seen, Tensor) and all(
+        given is None or _is(getattr(seen, name), given) for name, given in node.kwargs.items()
+    )
+
+
+def _is(seen: object, asked: object) -> bool:
+    if isinstance(seen, torch.device) and isinstance(asked, torch.device) and asked.index is None:
+        return seen.type == asked.type
+    return seen == asked
 
 
 def fresh(node: Node) -> bool:

@@ -39,12 +39,12 @@ def symbols(graph: Graph) -> list[Node]:
 
 
 def drop_unread(graph: Graph) -> None:
-    """Erase what nothing reads: layers that heads leave out, conditions that the trace has decided.
+    """Erase what nothing reads: layers that heads leave out, conditions that the trace has decided, checks that hold.
 
     They lie between the blocks of a model and would tell them apart.
     """
     for node in reversed(operations(graph)):
-        if not node.users and _movable(node):
+        if not node.users and (_movable(node) or dialect.settled(node)):
             graph.erase_node(node)
 
 
