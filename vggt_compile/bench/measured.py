@@ -20,7 +20,7 @@ TIMES = (
     *("long.json", "short.json"),
     *("provider.json", "provider-parts.json", "sparse.json", "recommended.json", "recipes.json"),
     "hoist_keys.json",
-    *("pi3-long.json", "pi3-recommended.json", "pi3.json", "model.json"),
+    *("pi3-long.json", "pi3-short.json", "pi3-recommended.json", "pi3.json", "model.json"),
 )
 """Newest first."""
 FOLDERS = ("fast", "thinning", "published", "blocks", ".", "plans", "phase")
