@@ -10,16 +10,19 @@ import torch.nn.functional as F
 from alternating import Attention, Block
 from bare import bare
 from torch import Tensor, nn
+from torch._dynamo.utils import compilation_time_metrics
+from torch._inductor.codecache import AotCodeCompiler
+from torch._inductor.exc import InductorError
 
 import vggt_compile
 from vggt_compile.artifact import blocks
-from vggt_compile.artifact.library import outlined
+from vggt_compile.artifact.library import library, outlined
 from vggt_compile.artifact.program import program
 from vggt_compile.artifact.request import Span
 from vggt_compile.plan import Plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-WIDTH, HEADS = 32, 2
+WIDTH, HEADS, CPU = 32, 2, torch.device("cpu")
 
 
 def casting(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,7 +75,30 @@ def test_a_block_is_written_once(device: str, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(("off", "calls"), [({}, 2), ({"disabled_passes": "outline_blocks"}, 0)])
 def test_blocks_stay_where_the_pass_is_switched_off(off: dict[str, str], calls: int) -> None:
     span = Span((3, 40), (1, 1), (4, 6))
-    made = program(Trunk(3).eval(), span, Plan.read({}), "fp32", torch.device("cpu"), strict=False)
+    made = program(Trunk(3).eval(), span, Plan.read({}), "fp32", CPU, strict=False)
     gm = outlined(made, off)
     assert sum("invoke_subgraph" in str(node.target) for node in gm.graph.nodes) == calls
     assert [region.name for region in made.report.regions] == ["outline_blocks"]
+
+
+@torch._dynamo.config.patch(fake_tensor_cache_enabled=True)  # which other tests go without
+def test_calls_of_a_block_are_evaluated_once_whatever_weights_they_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enough(*_: object, **__: object) -> None:
+        raise AssertionError("the code is written")
+
+    monkeypatch.setattr(AotCodeCompiler, "compile", enough)
+    counts = []
+    for pairs in (3, 5):
+        made = program(Trunk(pairs).eval(), Span((3, 40), (1, 1), (4, 6)), Plan.read({}), "fp32", CPU, strict=False)
+        before = evaluations()
+        with pytest.raises(InductorError, match="the code is written"):
+            library(made, "model", tmp_path, [], {})
+        counts.append(evaluations() - before)
+    assert counts[0] == counts[1] > 0
+
+
+def evaluations() -> int:
+    """How often sub-graphs were evaluated with fake tensors in this process."""
+    return len(compilation_time_metrics.get("invoke_subgraph_fake_tensor", ()))
