@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 from torch._higher_order_ops.invoke_subgraph import InvokeSubgraphHOP
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_compile import collect_reports, vggt_sparse
 from vggt_compile.backend import Options, vggt_sparse_eager
 from vggt_compile.graph import dialect
 from vggt_compile.graph.outline import outline_blocks
-from vggt_compile.graph.repeats import drop_unread, operations, repeats, sink_results
+from vggt_compile.graph.repeats import operations, repeats, sink_results
 from vggt_compile.graph.schemas import asked_once
 from vggt_compile.models import vggt
 from vggt_compile.models.vggt import Aggregator
@@ -321,25 +321,6 @@ def test_a_result_that_only_heads_read_does_not_tell_blocks_apart() -> None:
     assert found[1] > found[0]  # operations spared
 
 
-@pytest.mark.parametrize(
-    ("asked", "left"),
-    [
-        ({"dtype": torch.float32, "device": torch.device("cpu"), "layout": torch.strided}, 0),
-        ({"dtype": torch.float64}, 1),  # as it was traced, this stops every run
-        ({"device": torch.device("cuda")}, 1),
-        ({"size": [4, 4]}, 1),  # holds for the trace, and perhaps for no other count
-    ],
-)
-def test_a_check_goes_if_it_holds_of_all_that_it_will_see(asked: dict[str, Any], left: int) -> None:
-    graph = Graph()
-    x = graph.placeholder("x")
-    x.meta["val"] = torch.empty(4, 4)
-    graph.call_function(torch.ops.aten._assert_tensor_metadata.default, (x,), asked)
-    graph.output(x)
-    drop_unread(graph)
-    assert len(operations(graph)) == left
-
-
 @pytest.mark.parametrize("plan", ["dense", "g2f", "fastvggt", "faster_vggt-50"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_plan_gives_the_same_bits_for_every_number_of_frames(plan: str, autocast: bool) -> None:
@@ -378,27 +359,3 @@ def test_inductor_compiles_it_for_every_number_of_frames_and_caches_it(
 def test_it_is_on_unless_asked_not_to() -> None:
     assert Options.read({}).outline
     assert not Options.read({"outline": False}).outline
-
-
-def test_a_method_that_only_python_knows_is_no_operator_of_aten() -> None:
-    """torch 2.11 writes `x == 0` of a symbolic trace as a method; `aten.__eq__` compares namespaces."""
-    graph = torch.fx.Graph()
-    node = graph.call_method("__eq__", (graph.placeholder("x"), 0))
-    assert not dialect.pure(node)
-
-
-@pytest.mark.parametrize(
-    ("function", "own"),
-    [
-        (lambda x: x.transpose(0, 1), False),
-        (lambda x: x.to(torch.float32), False),
-        (lambda x: x.unbind(0)[1], False),
-        (lambda x: x.max(0)[1], True),
-        (lambda x: F.linear(x, torch.eye(8)), True),
-        (lambda x: x + 1, True),
-    ],
-)
-def test_views_and_what_may_be_one_have_no_memory_of_their_own(function: Callable[[Tensor], Tensor], own: bool) -> None:
-    _, gm, _ = outlined(function, noise())
-    (result,) = gm.graph.output_node().args[0]  # type: ignore[misc, union-attr]
-    assert dialect.owns(result) == own  # type: ignore[arg-type]

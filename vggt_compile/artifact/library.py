@@ -22,8 +22,8 @@ from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.report import Region
 
 PLAIN = {"aot_inductor.compile_wrapper_opt_level": ("O1", "O0"), "aot_inductor.enable_line_tables": (True, False)}
-"""What Inductor has g++ do to the C++ that calls kernels, 28,000 lines for VGGT, and what we have. Without optimisation
-it takes a third of the time, and calls take as long."""
+"""What Inductor has g++ do to the C++ that calls kernels, 28,000 lines for VGGT on a CPU, and what we have. Without
+optimisation it takes a third of the time, and calls take as long."""
 
 
 @dataclass(frozen=True)

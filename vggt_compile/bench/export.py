@@ -171,7 +171,7 @@ class Stage:
             why = f"no time left of {self.bench.args.limit:.0f} s"
         self._reader.join()
         if why is not None:
-            self.bench.note(self.name, {"failed": why})
+            self.bench.note(self.name, {"failed": why.replace(f"{self.bench.args.work}/", "")})
 
 
 def over_jit(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
