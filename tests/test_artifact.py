@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import vggt_compile
 from vggt_compile import errors
 from vggt_compile.artifact import manifest as manifests
 from vggt_compile.artifact.archive import MANIFEST, Archive
+from vggt_compile.artifact.draft import Draft
 from vggt_compile.artifact.load import Artifact
 from vggt_compile.artifact.manifest import Manifest
 from vggt_compile.artifact.program import program
@@ -295,6 +297,32 @@ def test_torch_itself_reads_where_an_entry_belongs(made: Path) -> None:
 def test_the_manifest_is_json_in_the_archive(made: Path) -> None:
     content = json.loads(bytes(Archive(made).record(MANIFEST)))
     assert set(content["records"]) | {MANIFEST} <= set(Archive(made).names())
+
+
+def test_a_file_is_there_when_it_is_whole(made: Path, tmp_path: Path) -> None:
+    """Until then there is what was there before, and afterwards nothing else."""
+    path, manifest = tmp_path / "model.pt2", Manifest.read(Archive(made))
+    path.write_text("from before")
+    with Draft(path) as draft:
+        draft.add("data/small", b"1234")
+        draft.add("data/missing", tmp_path / "missing")
+        with pytest.raises(FileNotFoundError):
+            draft.finish(manifest)
+    assert path.read_text() == "from before"
+    (empty := tmp_path / "empty").touch()
+    with Draft(path) as draft:
+        draft.add("data/small", b"1234")
+        draft.add("data/empty", empty)
+        draft.add("data/large", made)
+        written = draft.finish(manifest)
+    archive = Archive(path)
+    archive.verify(written.records)
+    assert list(written.records) == ["data/small", "data/empty", "data/large"]
+    assert bytes(archive.record("data/large")) == made.read_bytes()
+    assert Manifest.read(archive) == written
+    with zipfile.ZipFile(path) as whole:
+        assert whole.testzip() is None
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["empty", "model.pt2"]
 
 
 # What cannot be meant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.pt2_archive import PT2ArchiveWriter
 
 from vggt_compile import recipes
-from vggt_compile.artifact.archive import CONSTANTS, ENTRY, MANIFEST, digest, digest_of_weights
+from vggt_compile.artifact.archive import CONSTANTS, ENTRY, digest_of_weights
 from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.check import checked
+from vggt_compile.artifact.draft import Draft
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
@@ -77,20 +78,26 @@ def export(
     wanted = _wanted(model, images, frames, batch, sizes)
     read_precision(precision)
     _check_path(Path(path))
-    with tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder,
+        Draft(Path(path)) as draft,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        weights = beside.submit(digest_of_weights, model.state_dict())
         trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
-        compare = partial(checked, precision=precision, device=device) if check else None
         compiled = partial(library, folder=Path(folder), inductor=inductor or {}, heads=outline_heads)
-        libraries = _libraries(wanted, trace, compiled, compare, chosen)
-        manifest = Manifest(
-            **made_here(device),
-            precision=precision,
-            plan_name=chosen.name,
-            plan=chosen.to_json(),
-            weights=digest_of_weights(model.state_dict()),
-            entries=tuple(library.entry for library in libraries),
+        compare = partial(checked, precision=precision, device=device) if check else None
+        libraries = _libraries(wanted, trace, compiled, partial(_kept, draft, compare), chosen)
+        return draft.finish(
+            Manifest(
+                **made_here(device),
+                precision=precision,
+                plan_name=chosen.name,
+                plan=chosen.to_json(),
+                weights=weights.result(),
+                entries=tuple(library.entry for library in libraries),
+            )
         )
-        return _write(libraries, manifest, Path(path))
 
 
 def _wanted(
@@ -118,10 +125,10 @@ def _libraries(
     wanted: list[Span],
     trace: Callable[[Span], Program],
     compiled: Callable[..., Library],
-    compare: Callable[[Program, Library], dict[str, Any]] | None,
+    kept: Callable[[Program, Library], Library],
     plan: Plan,
 ) -> list[Library]:
-    """Each span traced and compiled; one that a graph, or its compile, cannot serve as a whole is done in parts."""
+    """Each span traced, compiled and kept; one that a graph, or its compile, cannot serve as a whole is in parts."""
     done: list[Library] = []
     waiting = list(wanted)
     while waiting:
@@ -134,9 +141,7 @@ def _libraries(
             one = compiled(made, span.name if done else FIRST, first=done[:1])
             parts = _right(made)
         if len(parts) == 1:
-            with made.stages.stage("check"):
-                seen = compare(made, one) if compare else {}
-            done.append(replace(one, entry=replace(one.entry, check=seen, seconds=made.stages.seconds)))
+            done.append(kept(made, one))
         else:
             waiting[:0] = parts
     return done
@@ -158,27 +163,21 @@ def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:
     return [*above, *below]
 
 
-def _write(libraries: list[Library], manifest: Manifest, path: Path) -> Manifest:
-    """Write beside the path, then move: who reads it meanwhile has the old file or the new one."""
-    records: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix=".vggt_compile-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        with PT2ArchiveWriter(str(partial)) as writer:
-            for name, content in _records(libraries):
-                writer.write_bytes(name, content)
-                records[name] = digest(content)
-            manifest = replace(manifest, records=records)
-            writer.write_string(MANIFEST, manifest.to_json())
-        os.replace(partial, path)
-    return manifest
+def _kept(
+    draft: Draft, compare: Callable[[Program, Library], dict[str, Any]] | None, made: Program, one: Library
+) -> Library:
+    """A library that goes into the file, which is written while it is compared."""
+    for name, content in _records(one):
+        draft.add(name, content)
+    with made.stages.stage("check"):
+        seen = compare(made, one) if compare else {}
+    return replace(one, entry=replace(one.entry, check=seen, seconds=made.stages.seconds))
 
 
-def _records(libraries: list[Library]) -> Iterator[tuple[str, bytes]]:
-    for one in libraries:
-        name = one.entry.name
-        for file in one.files:
-            yield ENTRY.format(name) + Path(file).name, Path(file).read_bytes()
-        if one.entry.own_constants:
-            content = BytesIO()
-            torch.save({key: one.constants[key] for key in one.entry.own_constants}, content)
-            yield CONSTANTS.format(name), content.getvalue()
+def _records(one: Library) -> Iterator[tuple[str, bytes | Path]]:
+    for file in map(Path, one.files):
+        yield ENTRY.format(one.entry.name) + file.name, file
+    if one.entry.own_constants:
+        content = BytesIO()
+        torch.save({key: one.constants[key] for key in one.entry.own_constants}, content)
+        yield CONSTANTS.format(one.entry.name), content.getvalue()
