@@ -9,7 +9,7 @@ import torch
 from torch._inductor import cpu_vec_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
+from vggt_compile.graph.scalar_code import AS_THEY_ARE, scalar_beside_a_gpu
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_nothing_is_found_out_beside_a_gpu(on_gpu: torch.Tensor, asked: list[int]) -> None:
     with scalar_beside_a_gpu([3, on_gpu]):
         assert not cpu_vec_isa.pick_vec_isa()
+        assert not any(torch._inductor.config.get_config_copy()[name] for name in AS_THEY_ARE)
     assert asked == []
+    assert all(torch._inductor.config.get_config_copy()[name] for name in AS_THEY_ARE)
 
 
 def test_on_a_cpu_it_is(asked: list[int]) -> None:

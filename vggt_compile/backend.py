@@ -18,6 +18,7 @@ from vggt_compile import breaks, caches, densities, probes, recipes
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
 from vggt_compile.garbage import few_collections
+from vggt_compile.graph.launchers import launchers_side_by_side
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.graph.schemas import asked_once
@@ -103,7 +104,7 @@ def vggt_sparse(
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
         report = reported_rewrite(gm, chosen)
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
-    with caches.told(), numbered_turns(), asked_once(), scalar_beside_a_gpu(example_inputs):
+    with caches.told(), numbered_turns(), asked_once(), scalar_beside_a_gpu(example_inputs), launchers_side_by_side():
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)
         return handing_out(compiled, _receivers(report))
 

@@ -17,6 +17,7 @@ from vggt_compile.artifact import blocks, convolutions, listed, loops, scopes
 from vggt_compile.artifact.kernels import c_functions
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
+from vggt_compile.graph.launchers import launchers_side_by_side
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.report import Region
@@ -99,6 +100,7 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list
         stack.enter_context(listed.in_tables())
         stack.enter_context(blocks.called(gm))
         stack.enter_context(scalar_beside_a_gpu([images]))
+        stack.enter_context(launchers_side_by_side())
         found = torch._inductor.aot_compile(gm, (images,), options=settings)
     assert isinstance(found, list)
     return found

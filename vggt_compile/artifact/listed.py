@@ -1,17 +1,20 @@
 """The list of weights in a library, as tables.
 
 Torch writes eleven statements for each weight, 15,000 for VGGT-1B: half of all C++ there is, and of the time that g++
-takes for it. As tables they are data.
+takes for it. As tables they are data. Before, it compares the name of each weight with that of every other one, made
+anew each time.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+from torch._inductor.codegen import cpp_wrapper_cpu
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
 STATEMENT = re.compile(r" *constants_info_\[(\d+)\]\.(\w+) = (.*);")
@@ -27,7 +30,10 @@ def in_tables() -> Iterator[None]:
         write(writer)
         writer.prefix._lines[before:] = tables(writer.prefix._lines[before:])
 
-    with mock.patch.object(CppWrapperCpu, "codegen_model_constructor", codegen_model_constructor):
+    with (
+        mock.patch.object(CppWrapperCpu, "codegen_model_constructor", codegen_model_constructor),
+        mock.patch.object(cpp_wrapper_cpu, "normalize_name", functools.cache(cpp_wrapper_cpu.normalize_name)),
+    ):
         yield
 
 

@@ -1,9 +1,10 @@
-"""What of a GPU's graph runs on the CPU is compiled without vectors, and nobody asks which ones the CPU has.
+"""What of a GPU's graph runs on the CPU is compiled as it is: without vectors, and without headers compiled ahead.
 
 A loop counts its turns on the CPU, and upstream's VGGT makes a few zeros there. Before Inductor writes C++ for them, it
 finds out which vector instructions work: it compiles a program for each sort and starts a Python with torch for each
 program, also where all of them are compiled already. On an H200's host that was 57 of the 155 seconds of a first call
-(docs/benchmarks/compile-time.md).
+(docs/benchmarks/compile-time.md). Headers that it then compiles ahead take 3 seconds, which no other work goes on in,
+and a few such kernels, or one library, gain less by them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._inductor import cpu_vec_isa
+
+AS_THEY_ARE = {"cpp_cache_precompile_headers": False, "aot_inductor.precompile_headers": False}
 
 
 @contextmanager
@@ -25,6 +29,7 @@ def scalar_beside_a_gpu(tensors: Iterable[object]) -> Iterator[None]:
     inductor: Any = cpu_vec_isa
     find, inductor.valid_vec_isa_list = inductor.valid_vec_isa_list, list
     try:
-        yield
+        with torch._inductor.config.patch(AS_THEY_ARE):
+            yield
     finally:
         inductor.valid_vec_isa_list = find
