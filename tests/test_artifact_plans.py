@@ -121,7 +121,7 @@ def test_what_a_trace_has_noted_cuts_a_span_before_it_is_compiled() -> None:
         compiled.append(made.span.frames)
         return Library(Entry(name, made.span, (), {}), [], {}, not first)
 
-    building._libraries([SPAN], trace, compile_one, None, Plan())
+    building._libraries([SPAN], trace, compile_one, lambda made, one: one, Plan())
     assert compiled == [(3, 21), (22, 40)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from attention_cases import Case, eager, operands, wanted
 from numerics import assert_as_accurate
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vggt_compile.ops import hopper
 from vggt_compile.ops.attention import attention, reference
@@ -57,6 +59,45 @@ def test_on_a_gpu_it_is_the_operator(name: str) -> None:
     mine = on_gpu(x)
     assert hopper.suits(mine) or not hopper.here(mine.q.device)
     assert_as_accurate(attention(*vars(mine).values()).cpu(), eager(x), wanted(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["lists", "no lists", "own keys", "blocks of two", "heads of 128"])
+def test_a_launch_finds_what_was_compiled_beside_other_work(name: str) -> None:
+    from vggt_compile.ops.attention_hopper_kernel import attention_hopper
+
+    x = on_gpu(operands(replace(CASES[name], batch=1)))
+    if not hopper.here(x.q.device):
+        pytest.skip("needs a Hopper GPU and Triton's Gluon")
+    kernels, *_ = attention_hopper.device_caches[torch.cuda.current_device()]
+    kernels.clear()
+    hopper.compile_beside([x, x])
+    for thread in threading.enumerate():
+        if thread.name == "attention_hopper":
+            thread.join()
+    assert len(kernels) == 1
+    attention(*vars(x).values())
+    assert len(kernels) == 1
+
+
+def test_each_variant_is_compiled_once_and_only_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(hopper, "_compile_ahead", lambda made_for, device: begun.append(made_for))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = [operands(case) for case in (BF16, CASES["own keys"], BF16, replace(BF16, dtype=torch.float32))]
+        given = [Operands(**{n: fake(mode, y) for n, y in vars(x).items()}) for x in given]
+    hopper.compile_beside(given)
+    assert begun == []
+    monkeypatch.setattr(hopper, "here", lambda device: True)
+    hopper.compile_beside(given)
+    for thread in threading.enumerate():
+        if thread.name == "attention_hopper":
+            thread.join()
+    assert sorted(map(str, begun)) == sorted(str(variant(x)) for x in given[:2])
+
+
+def fake(mode: FakeTensorMode, x: Any) -> Any:
+    return mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
 
 
 FIRST = 128  # the keys of a tile, after which the maximum stays where keys are short enough
@@ -160,8 +201,7 @@ def compiled(x: Operands) -> Any:
 
     made_for = variant(x)
     assert made_for is not None
-    order = x.q if x.block_count is None else x.block_count
-    given = _arguments(x, made_for) | constants(made_for) | {"out": x.q, "order": order, "longest": torch.empty(1)}
+    given = _arguments(x, made_for, x.q, x.block_count, torch.empty(1)) | constants(made_for)
     signature = {name: _type(name, given[name]) for name in attention_hopper.arg_names}
     names = attention_hopper.arg_names
     constants = {(names.index(name),): given[name] for name in names if signature[name] == "constexpr"}

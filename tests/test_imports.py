@@ -26,11 +26,12 @@ DRAWING = """
     bench → root artifact journal metrics scenes models datasets ops
     auto → dry_run journal metrics models
     analysis → root metrics
-    artifact → recipes rewrite caches garbage families.trace
+    artifact → recipes rewrite caches garbage families.trace attentions
+    attentions → graph ops
     dry_run → backend
     once → backend kept
     kept →
-    backend → breaks densities probes handouts recipes rewrite caches garbage families.trace graph
+    backend → breaks densities probes handouts recipes rewrite caches garbage families.trace graph attentions
     caches → sources
     garbage →
     breaks → report families.shim graph

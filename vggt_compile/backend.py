@@ -15,6 +15,7 @@ from torch._logging import trace_structured
 from torch.fx import GraphModule
 
 from vggt_compile import breaks, caches, densities, probes, recipes
+from vggt_compile.attentions import attentions
 from vggt_compile.errors import PlanError, UnknownName
 from vggt_compile.families import trace
 from vggt_compile.garbage import few_collections
@@ -24,6 +25,7 @@ from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
 from vggt_compile.graph.schemas import asked_once
 from vggt_compile.graph.turns import numbered_turns
 from vggt_compile.handouts import Receiver, handing_out
+from vggt_compile.ops.hopper import compile_beside
 from vggt_compile.plan import Plan
 from vggt_compile.report import Region, Report, publish
 from vggt_compile.rewrite import rewrite
@@ -103,6 +105,7 @@ def vggt_sparse(
     chosen = Options.read(options)
     with torch._inductor.config.patch(dict(chosen.inductor)):  # `disabled_passes` may be among them
         report = reported_rewrite(gm, chosen)
+    compile_beside(attentions(gm))
     patches = {**(torch._inductor.list_mode_options(mode) if mode else {}), **chosen.inductor}
     with caches.told(), numbered_turns(), asked_once(), scalar_beside_a_gpu(example_inputs), launchers_side_by_side():
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches)

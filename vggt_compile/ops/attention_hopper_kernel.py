@@ -218,20 +218,36 @@ def launch(x: Operands, order: Tensor | None, longest: Tensor) -> Tensor:
     out = x.v.new_empty(batch, queries, heads, head_dim)
     made_for = variant(x)
     assert made_for is not None
-    arguments = _arguments(x, made_for) | {"out": out, "order": x.q if order is None else order, "longest": longest}
+    arguments = _arguments(x, made_for, out, order, longest)
     programs = batch * heads * arguments["q_blocks"] * (made_for.q_block // 128)
     attention_hopper[(programs,)](**arguments, **constants(made_for), num_warps=WARPS)
     return out.transpose(1, 2)
 
 
-def _arguments(x: Operands, made_for: Variant) -> dict[str, Any]:
+def compile_ahead(made_for: Variant, device: torch.device) -> None:
+    """Compile what `launch` runs, and run nothing. To Triton all operands are alike whose strides 16 divides."""
+    with torch.cuda.device(device):
+        x = torch.empty(1, 1, 128, made_for.head_dim, dtype=made_for.dtype, device=device)
+        index = torch.empty(1, 1, 1, 1, dtype=torch.int32, device=device) if made_for.lists else None
+        own = torch.empty(128, dtype=torch.bool, device=device) if made_for.own else None
+        own_kv = None if own is None else x
+        blocks = (index, None if index is None else index[0], 0, made_for.q_block, made_for.k_block)
+        operands = Operands(x, x, x, *blocks, None, own_kv, own_kv, own, 1.0)
+        arguments = _arguments(operands, made_for, x, index, torch.empty(1, device=device))
+        attention_hopper.warmup(**arguments, **constants(made_for), num_warps=WARPS, grid=(1,))
+
+
+def _arguments(x: Operands, made_for: Variant, out: Tensor, order: Tensor | None, longest: Tensor) -> dict[str, Any]:
     """What the kernel reads when it runs; where an operand is not given, q holds its place and is not read."""
     heads, queries = x.q.shape[1:3]
     own_k, own_v = (x.q if y is None else y for y in (x.own_k, x.own_v))
     return {
         **{f"{name}_desc": _described(y) for name, y in (("q", x.q), ("k", x.k), ("v", x.v))},
+        "out": out,
         "index": x.q if x.block_index is None else x.block_index,
         "count": x.q if x.block_count is None else x.block_count,
+        "order": x.q if order is None else order,
+        "longest": longest,
         "own_k": own_k,
         "own_v": own_v,
         "own": x.q if x.own is None else x.own,

@@ -8,6 +8,9 @@ operator.
 from __future__ import annotations
 
 import functools
+import logging
+import threading
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from vggt_compile.ops.hopper_variant import variant
+from vggt_compile.ops.hopper_variant import Variant, variant
 from vggt_compile.ops.operands import Operands
 from vggt_compile.ops.tiles import longest_first
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT = 16
 """Bytes: what the tensor memory accelerator asks of addresses and strides."""
@@ -46,6 +51,23 @@ def _loadable(x: Tensor) -> bool:
     *outer, inner = x.stride()
     aligned = all(stride * x.element_size() % ALIGNMENT == 0 for stride in outer)
     return bool(inner == 1 and aligned and x.storage_offset() * x.element_size() % ALIGNMENT == 0)
+
+
+def compile_beside(attentions: Iterable[Operands]) -> None:
+    """Begin to compile the kernel as these, which may be fake, will run it. It takes two seconds, beside other work."""
+    wanted = ((variant(x), x.q.device) for x in attentions if here(x.q.device))
+    for made_for, device in dict.fromkeys(wanted):
+        if made_for is not None:
+            threading.Thread(target=_compile_ahead, args=(made_for, device), name="attention_hopper").start()
+
+
+def _compile_ahead(made_for: Variant, device: torch.device) -> None:
+    from vggt_compile.ops.attention_hopper_kernel import compile_ahead  # Gluon may be missing where there is no GPU
+
+    try:
+        compile_ahead(made_for, device)
+    except Exception:  # the launch that needs it says why
+        log.debug("the kernel for Hopper could not be compiled ahead", exc_info=True)
 
 
 def attend(x: Operands) -> Tensor:
