@@ -29,7 +29,7 @@ class Odd(nn.Module):
 
 def test_weights_are_found_where_tables_say_so(tmp_path: Path) -> None:
     model, images = Odd().eval(), torch.rand(1, 3, 3, 4, 6)
-    vggt_compile.export(model, images, plan={}, frames=(3, 8), path=tmp_path / "model.pt2", check=False)
+    vggt_compile.export(model, images, plan={}, frames=3, path=tmp_path / "model.pt2", check=False)
     torch.testing.assert_close(vggt_compile.load(tmp_path / "model.pt2")(images), model(images))
 
 
