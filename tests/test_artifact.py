@@ -22,7 +22,7 @@ import vggt_compile
 from vggt_compile import errors
 from vggt_compile.artifact import manifest as manifests
 from vggt_compile.artifact.archive import MANIFEST, Archive
-from vggt_compile.artifact.draft import Draft
+from vggt_compile.artifact.draft import drafted
 from vggt_compile.artifact.load import Artifact
 from vggt_compile.artifact.manifest import Manifest
 from vggt_compile.artifact.program import program
@@ -303,14 +303,14 @@ def test_a_file_is_there_when_it_is_whole(made: Path, tmp_path: Path) -> None:
     """Until then there is what was there before, and afterwards nothing else."""
     path, manifest = tmp_path / "model.pt2", Manifest.read(Archive(made))
     path.write_text("from before")
-    with Draft(path) as draft:
+    with drafted(path) as draft:
         draft.add("data/small", b"1234")
         draft.add("data/missing", tmp_path / "missing")
         with pytest.raises(FileNotFoundError):
             draft.finish(manifest)
     assert path.read_text() == "from before"
     (empty := tmp_path / "empty").touch()
-    with Draft(path) as draft:
+    with drafted(path) as draft:
         draft.add("data/small", b"1234")
         draft.add("data/empty", empty)
         draft.add("data/large", made)

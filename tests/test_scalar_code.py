@@ -32,11 +32,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_nothing_is_found_out_beside_a_gpu(on_gpu: torch.Tensor, asked: list[int]) -> None:
-    with scalar_beside_a_gpu([3, on_gpu]):
-        assert not cpu_vec_isa.pick_vec_isa()
-        assert not any(torch._inductor.config.get_config_copy()[name] for name in AS_THEY_ARE)
+    with torch._inductor.config.patch(dict.fromkeys(AS_THEY_ARE, True)):
+        with scalar_beside_a_gpu([3, on_gpu]):
+            assert not cpu_vec_isa.pick_vec_isa()
+            assert not any(torch._inductor.config.get_config_copy()[name] for name in AS_THEY_ARE)
+        assert all(torch._inductor.config.get_config_copy()[name] for name in AS_THEY_ARE)
     assert asked == []
-    assert all(torch._inductor.config.get_config_copy()[name] for name in AS_THEY_ARE)
 
 
 def test_on_a_cpu_it_is(asked: list[int]) -> None:

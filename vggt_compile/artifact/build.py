@@ -19,13 +19,15 @@ from vggt_compile import recipes
 from vggt_compile.artifact.archive import CONSTANTS, ENTRY, digest_of_weights
 from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.check import checked
-from vggt_compile.artifact.draft import Draft
+from vggt_compile.artifact.draft import Draft, drafted
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import Range, Size, Span, read_precision, read_range, spans
+from vggt_compile.attentions import attentions
 from vggt_compile.errors import BadInput
 from vggt_compile.garbage import few_collections
+from vggt_compile.ops.hopper import compile_beside
 from vggt_compile.plan import Plan
 
 FIRST = "model"
@@ -80,14 +82,15 @@ def export(
     _check_path(Path(path))
     with (
         tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder,
-        Draft(Path(path)) as draft,
+        drafted(Path(path)) as draft,
         ThreadPoolExecutor(1) as beside,
     ):
         weights = beside.submit(digest_of_weights, model.state_dict())
         trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
         compiled = partial(library, folder=Path(folder), inductor=inductor or {}, heads=outline_heads)
         compare = partial(checked, precision=precision, device=device) if check else None
-        libraries = _libraries(wanted, trace, compiled, partial(_kept, draft, compare), chosen)
+        traced = partial(_to_compare, trace) if check else trace
+        libraries = _libraries(wanted, traced, compiled, partial(_kept, draft, compare), chosen)
         return draft.finish(
             Manifest(
                 **made_here(device),
@@ -119,6 +122,13 @@ def _check_path(path: Path) -> None:
         raise BadInput(f"the path of an artifact ends in .pt2, not {path}")
     if not path.parent.is_dir():
         raise BadInput(f"no such folder: {path.parent}")
+
+
+def _to_compare(trace: Callable[[Span], Program], span: Span) -> Program:
+    """A program, and what its runs need of a compiler begun: its library has machine code of its own."""
+    made = trace(span)
+    compile_beside(attentions(made.graph))
+    return made
 
 
 def _libraries(

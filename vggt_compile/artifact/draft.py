@@ -1,7 +1,7 @@
 """A file in the making: beside its path until it is whole, and written while other work goes on.
 
-Torch writes the few records that make an archive one of its own. Those of libraries follow by way of `zipfile`: with
-their digests, the 2.5 GB of VGGT-1B take it 3 seconds on a CPU, and torch's writer 14.
+Torch writes the few records that make an archive one of its own. Those of libraries follow by way of `zipfile`: 2.5 GB,
+which VGGT-1B has, and their digest took it 3 seconds on a CPU, and torch's writer 14 and more.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from zipfile import ZipFile, ZipInfo
 
 from torch.export.pt2_archive import PT2ArchiveWriter
@@ -23,27 +22,24 @@ from vggt_compile.artifact.archive import MANIFEST, digest
 from vggt_compile.artifact.manifest import Manifest
 
 
-class Draft:
+@contextmanager
+def drafted(path: Path) -> Iterator[Draft]:
     """What is not finished at the end of the block leaves nothing behind; who reads the path meanwhile has what was."""
+    with tempfile.TemporaryDirectory(prefix=".vggt_compile-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        with PT2ArchiveWriter(str(partial)):
+            pass
+        with ZipFile(partial, "a") as archive, ThreadPoolExecutor(1) as worker:
+            yield Draft(path, partial, archive, worker)
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._digests = path, dict[str, Future[str]]()
 
-    def __enter__(self) -> Draft:
-        with ExitStack() as stack:
-            folder = tempfile.TemporaryDirectory(prefix=".vggt_compile-", dir=self.path.parent)
-            self._partial = Path(stack.enter_context(folder)) / self.path.name
-            with PT2ArchiveWriter(str(self._partial)):
-                pass
-            self._zip = stack.enter_context(ZipFile(self._partial, "a"))
-            self._root = self._zip.namelist()[0].partition("/")[0]
-            self._worker = ThreadPoolExecutor(1)  # an archive is written from front to back
-            stack.callback(self._worker.shutdown, cancel_futures=True)
-            self._open = stack.pop_all()
-        return self
+class Draft:
+    """Records of an archive, which is written from front to back by a thread of its own."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._open.close()
+    def __init__(self, path: Path, partial: Path, archive: ZipFile, worker: ThreadPoolExecutor) -> None:
+        self.path, self._partial, self._zip, self._worker = path, partial, archive, worker
+        self._root = archive.namelist()[0].partition("/")[0]
+        self._digests: dict[str, Future[str]] = {}
 
     def add(self, name: str, content: bytes | Path) -> None:
         """A record, or a file as one, which must stay as it is until `finish`."""

@@ -7,7 +7,6 @@ from torch.fx import GraphModule
 
 from vggt_compile.attentions import attentions
 from vggt_compile.ops import hopper
-from vggt_compile.ops.hopper_variant import variant
 
 Functions = dict[torch._ops.OpOverload, list[str]]
 """C functions by the operators that they are, for `aot_inductor.custom_ops_to_c_shims`."""
@@ -15,8 +14,7 @@ Functions = dict[torch._ops.OpOverload, list[str]]
 
 def c_functions(gm: GraphModule) -> Functions:
     """The kernel for Hopper in the variants that a program may run; none where it runs none."""
-    found = (variant(x) for x in attentions(gm) if hopper.here(x.q.device))
-    variants = dict.fromkeys(made_for for made_for in found if made_for is not None)
+    variants = dict.fromkeys(made_for for made_for, _ in hopper.variants(attentions(gm)))
     if not variants:
         return {}
     from vggt_compile.ops.hopper_code_kernel import code  # Gluon may be missing where there is no GPU

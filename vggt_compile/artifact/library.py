@@ -17,11 +17,9 @@ from vggt_compile.artifact import blocks, convolutions, listed, loops, scopes
 from vggt_compile.artifact.kernels import c_functions
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
-from vggt_compile.attentions import attentions
 from vggt_compile.graph.launchers import launchers_side_by_side
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
-from vggt_compile.ops.hopper import compile_beside
 from vggt_compile.report import Region
 
 PLAIN = {"aot_inductor.compile_wrapper_opt_level": ("O1", "O0"), "aot_inductor.enable_line_tables": (True, False)}
@@ -48,7 +46,6 @@ def library(
     made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any], heads: bool = False
 ) -> Library:
     """Compile a program. The first one holds its weights, others are given them when they are loaded."""
-    compile_beside(attentions(made.graph))  # what the check runs; the library has machine code of its own
     shims = "aot_inductor.custom_ops_to_c_shims"
     settings = {
         **loops.SETTINGS,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._inductor import cpu_vec_isa
 
 AS_THEY_ARE = {"cpp_cache_precompile_headers": False, "aot_inductor.precompile_headers": False}
+"""Settings of Inductor, which one that a user gives for a compile or an export goes before."""
 
 
 @contextmanager

@@ -53,12 +53,16 @@ def _loadable(x: Tensor) -> bool:
     return bool(inner == 1 and aligned and x.storage_offset() * x.element_size() % ALIGNMENT == 0)
 
 
+def variants(attentions: Iterable[Operands]) -> list[tuple[Variant, torch.device]]:
+    """In which variants the kernel may run for operands, which may be fake, and where: each once."""
+    found = ((variant(x), x.q.device) for x in attentions if here(x.q.device))
+    return [(made_for, device) for made_for, device in dict.fromkeys(found) if made_for is not None]
+
+
 def compile_beside(attentions: Iterable[Operands]) -> None:
-    """Begin to compile the kernel as these, which may be fake, will run it. It takes two seconds, beside other work."""
-    wanted = ((variant(x), x.q.device) for x in attentions if here(x.q.device))
-    for made_for, device in dict.fromkeys(wanted):
-        if made_for is not None:
-            threading.Thread(target=_compile_ahead, args=(made_for, device), name="attention_hopper").start()
+    """Begin to compile the kernel as these will run it: that takes two seconds, beside other work."""
+    for made_for, device in variants(attentions):
+        threading.Thread(target=_compile_ahead, args=(made_for, device), name="attention_hopper").start()
 
 
 def _compile_ahead(made_for: Variant, device: torch.device) -> None:
