@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.experimental import _config as symbolic
 
+from vggt_compile.artifact import alike
 from vggt_compile.artifact.request import Span
 from vggt_compile.artifact.stages import Stages
 from vggt_compile.errors import ExportFailed
@@ -50,6 +51,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(dense_heads_see_at_most(span.at_once))
         stack.enter_context(torch.no_grad())
         with at.stage("trace"), nullcontext() if precision == "fp32" else _under_autocast(model, device):
+            stack.enter_context(alike.traced_once(model))
             traced = _export(model, images, span)
         with at.stage("take autocast apart"):
             gm = _in_one_graph(traced)
