@@ -57,7 +57,7 @@ def planned(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, model: nn.Mod
     monkeypatch.setattr(hopper, "here", lambda device: True)
     monkeypatch.setattr(hopper_code_kernel, "code", lambda variant: variant)
     monkeypatch.setattr(hopper_launch, "c_function", lambda codes: list(codes))
-    functions = kernels.c_functions(traced(Half() if model is None else model, plan).graph)
+    functions = kernels.c_functions(kernels.variants(traced(Half() if model is None else model, plan).graph))
     return functions[OURS][0] if functions else None
 
 
@@ -85,7 +85,7 @@ def test_programs_that_run_it_nowhere_have_none(monkeypatch: pytest.MonkeyPatch)
 
 def test_other_devices_have_none() -> None:
     made = traced(Half(), {"layers": {"*": {"blocks": "predict"}}})
-    assert kernels.c_functions(made.graph) == {}
+    assert kernels.c_functions(kernels.variants(made.graph)) == {}
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -147,7 +147,7 @@ RUN = """
 def test_libraries_call_it_with_the_operands_of_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process that knows torch alone; views, sizes that are symbols, and operands that are not there."""
     text = Path(__file__).with_name("attention_hopper_cpu.cpp").read_text()
-    monkeypatch.setattr(libraries, "c_functions", lambda gm: {OURS: [text]})
+    monkeypatch.setattr(kernels, "c_functions", lambda variants: {OURS: [text]})
     model, span = Attends(), Span((6, 40), (1, 1), (4, 6))
     example = torch.rand(1, 13, 3, 4, 6)
     dims = ({1: Dim("frames", min=6, max=40)},)

@@ -211,7 +211,7 @@ def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
 
 def test_the_code_that_calls_kernels_is_not_optimised_unless_somebody_asks() -> None:
     setting = "aot_inductor.compile_wrapper_opt_level"
-    assert plain_calls()[setting] == "O0"
+    assert plain_calls()[setting].split()[0] == "O0"
     with torch._inductor.config.patch({setting: "O2"}):
         assert setting not in plain_calls()
 

@@ -191,7 +191,7 @@ def test_what_is_written_has_been_compared_with_its_program(tmp_path: Path) -> N
 
 def test_errors_are_raised_with_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A library whose machine code cannot be loaded; the process goes on."""
-    from vggt_compile.artifact import library as libraries
+    from vggt_compile.artifact import kernels
     from vggt_compile.ops.hopper_code_kernel import code
     from vggt_compile.ops.hopper_launch import c_function
     from vggt_compile.ops.hopper_variant import Variant
@@ -205,7 +205,7 @@ def test_errors_are_raised_with_words(tmp_path: Path, capfd: pytest.CaptureFixtu
     other = code(Variant(torch.float16, 64, 128, 64, lists=False, own=False))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         operator = torch.ops.vggt_compile.attention_hopper.default
-        patch.setattr(libraries, "c_functions", lambda gm: {operator: [c_function([other])]})
+        patch.setattr(kernels, "c_functions", lambda variants: {operator: [c_function([other])]})
         span, traced = Span((1, 1), (1, 1), (1, 1)), torch.export.export(Alone(), (fused,))
         made = Program(span, traced.module(check_guards=False), fused, Report(plan="none"), Stages(span))
         path = library(made, "model", tmp_path, [], {}).path
