@@ -274,7 +274,11 @@ def test_likeness_is_of_all_but_values() -> None:
 
 @both
 def test_a_model_of_each_family_has_the_graph_of_a_whole_trace(build: Callable[..., nn.Module]) -> None:
-    small = {"encoder": "conv", "camera": CameraConfig(depth=2, heads=4, steps=2)} if build is vggt else {}
+    small = (
+        {"encoder": "conv", "outputs": ("camera",), "camera": CameraConfig(depth=2, heads=4, steps=2)}
+        if build is vggt
+        else {}
+    )
     model, plan = tiny(build, depth=6, **small), Plan.read({"layers": {"0": {"scope": "frame"}}})
     span = Span((3, 40), (1, 2), (56, 70))
     with mock.patch.object(alike.Trace, "repeated", autospec=True, side_effect=alike.Trace.repeated) as copied:

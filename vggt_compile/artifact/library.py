@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
-from vggt_compile.artifact import blocks, convolutions, kernels, listed, loops, scopes
+from vggt_compile.artifact import blocks, convolutions, kernels, listed, loops, scopes, unchanged
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
 from vggt_compile.graph.launchers import launchers_side_by_side
@@ -98,6 +98,7 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list
     with ExitStack() as stack:
         stack.enter_context(caches.told())
         stack.enter_context(kernels.called_as_functions(gm))
+        stack.enter_context(unchanged.read_off())
         stack.enter_context(convolutions.of_any_number())
         stack.enter_context(loops.written_whole())
         stack.enter_context(scopes.apart())

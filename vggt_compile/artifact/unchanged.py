@@ -1,0 +1,100 @@
+"""What a graph writes into is read off it, where AOTAutograd would run it to find out.
+
+Before it traces a graph, AOTAutograd runs all of it with fake tensors, which is a quarter of its time: the graph may
+write into its inputs. A model that is exported hardly does; where its graph shows that it does not, results of the
+known shapes stand for a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._functorch import aot_autograd
+from torch._guards import detect_fake_mode
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses import FakeTensor
+from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts
+
+from vggt_compile.graph.dialect import value
+
+
+@contextmanager
+def read_off() -> Iterator[None]:
+    """Compiles inside the block run no graph that shows what it changes."""
+    collect, run = aot_autograd.run_functionalized_fw_and_collect_metadata, PropagateUnbackedSymInts.run
+
+    def told(interpreter: Any, *args: Any) -> Any:
+        with mock.patch.object(PropagateUnbackedSymInts, "run", run):  # its sub-graphs are run as ever
+            known = results(interpreter.module.graph, args)
+            return interpreter.run(*args) if known is None else known
+
+    def collecting(*given: Any, **named: Any) -> Any:
+        inner = collect(*given, **named)
+
+        def asked(*args: Any) -> Any:
+            with mock.patch.object(PropagateUnbackedSymInts, "run", told):
+                return inner(*args)
+
+        return asked
+
+    with mock.patch.object(aot_autograd, "run_functionalized_fw_and_collect_metadata", collecting):
+        yield
+
+
+def results(graph: Graph, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Tensors like what a graph gives for inputs, each in memory of its own; inputs that it hands on are the same.
+
+    None where it may write into an input, or what it gives is not known.
+    """
+    if not all(map(_writes_into_no_input, graph.nodes)):
+        return None
+    given = dict(zip(graph.find_nodes(op="placeholder"), args, strict=True))
+    (asked,) = graph.output_node().args
+    assert isinstance(asked, tuple | list)
+    if not all(one in given or _known(one) for one in asked):
+        return None
+    return tuple(given[one] if one in given else _like(one) for one in asked)
+
+
+def _known(one: Any) -> bool:
+    seen = value(one) if isinstance(one, Node) and one.op == "call_function" else None
+    return isinstance(seen, FakeTensor) and seen.fake_mode is detect_fake_mode()
+
+
+def _like(node: Any) -> Tensor:
+    x: Tensor = value(node)
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def _writes_into_no_input(node: Node) -> bool:
+    if node.op in ("placeholder", "get_attr", "output"):
+        return True
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, OpOverload):
+        return all(map(_own, _written(node, node.target)))
+    if isinstance(node.target, HigherOrderOperator):
+        return True  # torch refuses sub-graphs that write into what they are given
+    return "out" not in node.kwargs and not getattr(node.target, "__name__", "_").endswith("_")
+
+
+def _written(node: Node, target: OpOverload) -> list[Any]:
+    arguments = target._schema.arguments
+    given = dict(zip((one.name for one in arguments), node.args, strict=False)) | node.kwargs
+    return [given[one.name] for one in arguments if one.alias_info is not None and one.alias_info.is_write]
+
+
+def _own(node: Any) -> bool:
+    """Whether a tensor, or what it is a view of, was made from nothing."""
+    if not isinstance(node, Node) or not isinstance(node.target, OpOverload):
+        return False
+    schema = node.target._schema
+    if any(made.alias_info is not None for made in schema.returns):
+        return _own(node.args[0])
+    return not any(isinstance(value(one), Tensor) for one in node.all_input_nodes)
