@@ -16,6 +16,7 @@ from vggt_compile import caches
 from vggt_compile.artifact import blocks, convolutions, kernels, listed, loops, scopes, unchanged
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
+from vggt_compile.graph.code import written_when_run
 from vggt_compile.graph.launchers import launchers_side_by_side
 from vggt_compile.graph.outline import outline_blocks
 from vggt_compile.graph.scalar_code import scalar_beside_a_gpu
@@ -79,8 +80,8 @@ def plain_calls() -> dict[str, Any]:
 
 def outlined(made: Program, inductor: Mapping[str, Any], heads: bool = False) -> GraphModule:
     """The graph of a program, with equal blocks as calls of one, and parts of dense heads; its report says how many."""
-    gm = _copied(made.graph)
-    with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)):
+    with made.stages.stage("find equal blocks"), torch._inductor.config.patch(dict(inductor)), written_when_run():
+        gm = _copied(made.graph)
         done = outline_blocks(gm, heads=heads)
     made.report.regions.append(Region("outline_blocks", done.count, done.did, done.left))
     return gm

@@ -20,6 +20,7 @@ from vggt_compile.artifact.stages import Stages
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families import trace
 from vggt_compile.families.forms import dense_heads_see_at_most
+from vggt_compile.graph import code
 from vggt_compile.graph.casts import Unclear
 from vggt_compile.graph.dialect import is_attention_like, value
 from vggt_compile.graph.flatten import flatten
@@ -50,6 +51,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(trace.prepared(model))
         stack.enter_context(dense_heads_see_at_most(span.at_once))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(code.written_when_run())
         with at.stage("trace"), nullcontext() if precision == "fp32" else _under_autocast(model, device):
             stack.enter_context(alike.traced_once(model))
             traced = _export(model, images, span)
@@ -60,6 +62,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
             report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)
+    gm.recompile()
     publish(report)
     return Program(span, gm, images, report, at)
 
