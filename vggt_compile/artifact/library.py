@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
-from vggt_compile.artifact import blocks, convolutions, kernels, listed, loops, scopes, unchanged
+from vggt_compile.artifact import blocks, convolutions, early, kernels, listed, loops, scopes, unchanged
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
 from vggt_compile.graph.code import written_when_run
@@ -107,6 +107,7 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list
         stack.enter_context(blocks.called(gm))
         stack.enter_context(scalar_beside_a_gpu([images]))
         stack.enter_context(launchers_side_by_side())
+        stack.enter_context(early.begun_early())
         found = torch._inductor.aot_compile(gm, (images,), options=settings)
     assert isinstance(found, list)
     return found

@@ -1,0 +1,80 @@
+"""The C++ of a library is compiled while its weights are collected.
+
+Torch 2.11 copies all weights three times before it starts g++, and starts it a second time when that is done. Where no
+headers are compiled first, as for a GPU, what g++ is to do is known as soon as the code is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from torch._inductor import codecache, config
+from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
+from torch._inductor.cpu_vec_isa import pick_vec_isa
+from torch._inductor.utils import determine_aoti_mmap_flags
+from torch._inductor.virtualized import V
+
+CALLS, KERNELS = "wrapper.cpp", "kernel.cpp"
+"""How the names of the two files end: what calls kernels, and kernels for a CPU."""
+
+
+@contextmanager
+def begun_early() -> Iterator[None]:
+    """For one compile. Where torch then asks for another command, that one is run as ever."""
+    write, build = codecache.write, CppBuilder.build
+    begun: dict[str, tuple[str, Future[None]]] = {}
+    with ThreadPoolExecutor(2) as beside:
+
+        def written(content: Any, extension: str, *given: Any, **named: Any) -> tuple[str, str]:
+            key, path = write(content, extension, *given, **named)
+            if extension in (CALLS, KERNELS) and not config.aot_inductor.precompile_headers:
+                builder = _builder(Path(path), calls=extension == CALLS)
+                begun[_target(builder)] = builder.get_command_line(), beside.submit(build, builder)
+            return key, path
+
+        def built(builder: CppBuilder) -> None:
+            command, made = begun.pop(_target(builder), (None, None))
+            if made is not None and command == builder.get_command_line():
+                made.result()
+                return
+            if made is not None:
+                made.exception()  # it writes the same file
+            build(builder)
+
+        with mock.patch.object(codecache, "write", written), mock.patch.object(CppBuilder, "build", built):
+            yield
+
+
+def _target(builder: CppBuilder) -> str:
+    return str(builder.get_target_file_path())
+
+
+def _builder(path: Path, calls: bool) -> CppBuilder:
+    """What torch is going to make of a file."""
+    graph: Any = V.graph
+    holds_weights = config.aot_inductor.package_constants_in_so
+    external, mapped = determine_aoti_mmap_flags(_bytes(graph) if holds_weights else 0)
+    options = CppTorchDeviceOptions(
+        compile_only=True,
+        min_optimize=calls,
+        aot_mode=graph.aot_mode,
+        device_type=graph.device_type,
+        use_mmap_weights=mapped,
+        use_mmap_weights_external=external,
+        use_relative_path=False,
+        vec_isa=pick_vec_isa(),
+    )
+    return CppBuilder(path.stem, str(path), options, output_dir=str(path.parent))
+
+
+def _bytes(graph: Any) -> int:
+    """Of the weights, but for what aligns them."""
+    held = (
+        graph.get_original_value_of_constant(name) for name in graph.constants if name not in graph.folded_constants
+    )
+    return sum(x.untyped_storage().nbytes() for x in held if x.numel() and not x.is_mkldnn)
