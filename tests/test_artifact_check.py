@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.fx import GraphModule
 import vggt_compile
 from vggt_compile.artifact import check
 from vggt_compile.artifact.archive import MANIFEST, Archive
-from vggt_compile.artifact.check import checked, off
+from vggt_compile.artifact.check import Expected, checked, off
 from vggt_compile.artifact.library import Library
 from vggt_compile.artifact.manifest import Entry, Manifest
 from vggt_compile.artifact.program import Program, program
@@ -53,7 +54,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, model: nn.Module, code: Callable[[An
     monkeypatch.setattr(check, "answer", lambda runner, images: code(runner)(images))
     stub = Library(Entry("model", SPAN, (), {}), ["model.so"], {}, holds_weights=True)
     with torch.no_grad():
-        return checked(made, stub, precision, CPU)
+        return checked(made, stub, Expected(made, precision, CPU), CPU)
 
 
 def scaled(factor: float) -> Callable[[Any], Any]:
@@ -85,6 +86,30 @@ def test_an_output_may_be_off_by_rounding(
     assert f"maps.1 {fails - 1:.2g} (at most" in said
     assert "maps.0" not in said
     assert "--no-check" in said
+
+
+def test_what_is_expected_is_found_out_once_and_beside_other_work() -> None:
+    made = program(Mean().eval(), SPAN, Plan.read({}), "fp32", CPU, strict=False)
+    threads: list[int] = []
+    made.graph.register_forward_pre_hook(lambda *_: threads.append(threading.get_ident()))
+    want = Expected(made, "fp32", CPU)
+    assert not threads
+    want.begin()
+    want.begin()
+    outputs = want.outputs()
+    assert outputs is want.outputs()
+    assert torch.equal(outputs["maps.0"][0], want.images.mean(2))
+    assert len(threads) == 1 + check.DRAWS
+    assert {*threads}.isdisjoint({threading.get_ident()})
+
+
+def test_what_fails_in_its_thread_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def code(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        return run
+
+    monkeypatch.setattr(check, "_rounded", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        judged(monkeypatch, Mean(), code, "fp32")
 
 
 def test_where_rounding_grows_more_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

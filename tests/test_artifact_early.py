@@ -50,13 +50,14 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def compiled(folder: Path, inductor: dict[str, Any]) -> None:
-    """A library that gives what its model gives."""
+def compiled(folder: Path, inductor: dict[str, Any], said: list[str] | None = None) -> None:
+    """A library that gives what its model gives; what may go on meanwhile says so."""
+    said = [] if said is None else said
     x, model = torch.rand(3, 64), Model().eval()
     with torch.no_grad():
         gm = torch.export.export(model, (x,)).module(check_guards=False)
         made = Program(Span((1, 1), (1, 1), (1, 1)), gm, x, Report(plan="none"), Stages(Span((1, 1), (1, 1), (1, 1))))
-        path = library(made, "model", folder, [], inductor).path
+        path = library(made, "model", folder, [], inductor, meanwhile=lambda: said.append("meanwhile")).path
         runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
         torch.testing.assert_close(runner.run([x])[0], model(x)[0])
 
@@ -66,10 +67,13 @@ def _of(commands: list[str], name: str) -> list[int]:
 
 
 def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str], tmp_path: Path) -> None:
-    compiled(tmp_path, {**PLAIN, "aot_inductor.force_mmap_weights": True})  # as of a model with more than 2 GB
+    mapped = {"aot_inductor.force_mmap_weights": True}  # as of a model with more than 2 GB
+    compiled(tmp_path, PLAIN | mapped, commands)
     calls, kernels, weights = _of(commands, ".wrapper"), _of(commands, ".kernel"), commands.index("weights")
     assert len(calls) == len(kernels) == 1
     assert max(calls + kernels) < weights
+    assert commands.index("meanwhile") < weights
+    assert commands.count("meanwhile") == 1
 
 
 def test_another_command_is_run_as_ever(commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def planned(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, model: nn.Mod
     monkeypatch.setattr(hopper, "here", lambda device: True)
     monkeypatch.setattr(hopper_code_kernel, "code", lambda variant: variant)
     monkeypatch.setattr(hopper_launch, "c_function", lambda codes: list(codes))
+    monkeypatch.setattr(kernels, "in_a_worker", lambda work, made_for: work(made_for))
     functions = kernels.c_functions(kernels.variants(traced(Half() if model is None else model, plan).graph))
     return functions[OURS][0] if functions else None
 
@@ -81,6 +82,34 @@ def test_programs_that_run_it_nowhere_have_none(monkeypatch: pytest.MonkeyPatch)
     assert planned({"layers": {"*": {"blocks": "predict"}}}, monkeypatch, build(Spec(head_dim=32))) is None
     small = {"layers": {"*": {"blocks": {"method": "predict", "q_block": 64}}}}
     assert planned(small, monkeypatch) is None
+
+
+def test_workers_make_the_same_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+    made_for = [Variant(torch.bfloat16, 64, 128, 64, lists=False, own=False)]
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "get_compile_threads", lambda: 1)
+        here = kernels.in_a_worker(kernels.machine_code, made_for)
+    monkeypatch.setattr(kernels, "get_compile_threads", lambda: 2)
+    with torch._inductor.config.patch(compile_threads=2):
+        there = kernels.in_a_worker(_code_and_process, made_for)
+    code, process = there.rsplit("\n", 1)
+    assert code == here
+    assert int(process) != os.getpid()
+
+
+def _code_and_process(made_for: list[Variant]) -> str:
+    return f"{kernels.machine_code(made_for)}\n{os.getpid()}"
+
+
+def test_a_worker_that_fails_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def process_pool(self) -> None:
+            raise OSError("no more processes")
+
+    monkeypatch.setattr(kernels, "AsyncCompile", Broken())
+    monkeypatch.setattr(kernels, "get_compile_threads", lambda: 2)
+    assert kernels.in_a_worker(lambda made_for: f"{len(made_for)} made", []) == "0 made"
 
 
 def test_other_devices_have_none() -> None:

@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from vggt_compile import recipes
 from vggt_compile.artifact.archive import CONSTANTS, ENTRY, digest_of_weights
 from vggt_compile.artifact.assumed import runs
-from vggt_compile.artifact.check import checked
+from vggt_compile.artifact.check import Expected, checked
 from vggt_compile.artifact.draft import Draft, drafted
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import Range, Size, Span, read_precision, read_range, spans
-from vggt_compile.attentions import attentions
 from vggt_compile.errors import BadInput
 from vggt_compile.garbage import few_collections
-from vggt_compile.ops.hopper import compile_beside
 from vggt_compile.plan import Plan
 
 FIRST = "model"
@@ -88,9 +86,8 @@ def export(
         weights = beside.submit(digest_of_weights, model.state_dict())
         trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
         compiled = partial(library, folder=Path(folder), inductor=inductor or {}, heads=outline_heads)
-        compare = partial(checked, precision=precision, device=device) if check else None
-        traced = partial(_to_compare, trace) if check else trace
-        libraries = _libraries(wanted, traced, compiled, partial(_kept, draft, compare), chosen)
+        expect = partial(Expected, precision=precision, device=device) if check else None
+        libraries = _libraries(wanted, trace, compiled, expect, partial(_kept, draft, device), chosen)
         return draft.finish(
             Manifest(
                 **made_here(device),
@@ -124,18 +121,12 @@ def _check_path(path: Path) -> None:
         raise BadInput(f"no such folder: {path.parent}")
 
 
-def _to_compare(trace: Callable[[Span], Program], span: Span) -> Program:
-    """A program, and what its runs need of a compiler begun: its library has machine code of its own."""
-    made = trace(span)
-    compile_beside(attentions(made.graph))
-    return made
-
-
 def _libraries(
     wanted: list[Span],
     trace: Callable[[Span], Program],
     compiled: Callable[..., Library],
-    kept: Callable[[Program, Library], Library],
+    expect: Callable[[Program], Expected] | None,
+    kept: Callable[[Program, Library, Expected | None], Library],
     plan: Plan,
 ) -> list[Library]:
     """Each span traced, compiled and kept; one that a graph, or its compile, cannot serve as a whole is in parts."""
@@ -148,10 +139,12 @@ def _libraries(
         if len(parts) == 1:
             parts = _right(made)  # as far as a rewrite asked about sizes; a compile asks more
         if len(parts) == 1:
-            one = compiled(made, span.name if done else FIRST, first=done[:1])
+            want = expect(made) if expect else None
+            begin = want.begin if want else lambda: None
+            one = compiled(made, span.name if done else FIRST, first=done[:1], meanwhile=begin)
             parts = _right(made)
         if len(parts) == 1:
-            done.append(kept(made, one))
+            done.append(kept(made, one, want))
         else:
             waiting[:0] = parts
     return done
@@ -173,14 +166,12 @@ def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:
     return [*above, *below]
 
 
-def _kept(
-    draft: Draft, compare: Callable[[Program, Library], dict[str, Any]] | None, made: Program, one: Library
-) -> Library:
+def _kept(draft: Draft, device: torch.device, made: Program, one: Library, want: Expected | None) -> Library:
     """A library that goes into the file, which is written while it is compared."""
     for name, content in _records(one):
         draft.add(name, content)
     with made.stages.stage("check"):
-        seen = compare(made, one) if compare else {}
+        seen = checked(made, one, want, device) if want else {}
     return replace(one, entry=replace(one.entry, check=seen, seconds=made.stages.seconds))
 
 

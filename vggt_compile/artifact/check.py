@@ -8,6 +8,9 @@ rounding, and an output may be off by a few times what that changes.
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +30,40 @@ a hundred of them in a row, with random signs, by 2 %."""
 ROUNDING = {"fp32": 2.0**-20, "autocast": 2.0**-8, "bf16": 2.0**-8}
 """How much images are changed, relative to each number: a few roundings."""
 
+Outputs = dict[str, tuple[Tensor, float]]
 DRAWS = 2
 TIMES = 4.0
 """An output may be off by so many times the most that these draws changed it."""
 
 
-def checked(made: Program, library: Library, precision: str, device: torch.device) -> dict[str, Any]:
-    """What a library and its program give for a scene, compared.
+class Expected:
+    """What a program gives for a scene without a compiler, found out by a thread of its own.
+
+    It waits until it is begun: a compile that makes its own graphs has no use for another thread, one that waits for
+    g++ has.
+    """
+
+    def __init__(self, made: Program, precision: str, device: torch.device) -> None:
+        self.images = scene(made.span, device)
+        self._run = partial(_outputs, made, self.images, precision)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="expected")
+        self._found: Future[Outputs] | None = None
+
+    def begin(self) -> None:
+        """Begin where nobody has."""
+        if self._found is None:
+            self._found = self._thread.submit(self._run)
+            self._thread.shutdown(wait=False)
+
+    def outputs(self) -> Outputs:
+        """Each output, and the most that it may be off by."""
+        self.begin()
+        assert self._found is not None
+        return self._found.result()
+
+
+def checked(made: Program, library: Library, want: Expected, device: torch.device) -> dict[str, Any]:
+    """What a library gives for a scene, compared with what is expected.
 
     Returns:
         For the manifest: the scene, and for each output how far it was off and might have been.
@@ -41,24 +71,28 @@ def checked(made: Program, library: Library, precision: str, device: torch.devic
     Raises:
         WrongCode: an output is off by more.
     """
-    runner = opened(library.path, device)
+    runner, images = opened(library.path, device), want.images
     if not library.holds_weights:
         give(runner, library.constants)
-    images, program = scene(made.span, device), made.graph
-    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        want = _named(program(images.clone()))
         got = _named(answer(runner, images.clone()))
-        near = [_named(program(_rounded(images, precision, generator))) for _ in range(DRAWS)]
     seen = {}
-    for name, tensor in want.items():
-        noise = max(off(other[name], tensor) for other in near)
+    for name, (tensor, bound) in want.outputs().items():
         deviation = off(got[name], tensor) if name in got else math.inf
-        seen[name] = {"deviation": _short(deviation), "bound": _short(max(BOUND[precision], TIMES * noise))}
+        seen[name] = {"deviation": _short(deviation), "bound": _short(bound)}
     wrong = {name: one for name, one in seen.items() if one["deviation"] > one["bound"]}
     if wrong:
         raise WrongCode(str(made.span), wrong)
     return {"batch": images.shape[0], "frames": images.shape[1], "outputs": seen}
+
+
+def _outputs(made: Program, images: Tensor, precision: str) -> Outputs:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad(), torch.cuda.device(images.device) if images.is_cuda else nullcontext():
+        want = _named(made.graph(images.clone()))
+        near = [_named(made.graph(_rounded(images, precision, generator))) for _ in range(DRAWS)]
+    noise = {name: max(off(other[name], tensor) for other in near) for name, tensor in want.items()}
+    return {name: (tensor, max(BOUND[precision], TIMES * noise[name])) for name, tensor in want.items()}
 
 
 def scene(span: Span, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ headers are compiled first, as for a GPU, what g++ is to do is known as soon as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +24,20 @@ CALLS, KERNELS = "wrapper.cpp", "kernel.cpp"
 
 
 @contextmanager
-def begun_early() -> Iterator[None]:
-    """For one compile. Where torch then asks for another command, that one is run as ever."""
+def begun_early(meanwhile: Callable[[], None]) -> Iterator[None]:
+    """For one compile. Where torch then asks for another command, that one is run as ever.
+
+    Args:
+        meanwhile: called when code is written, to begin what may go on beside g++.
+    """
     write, build = codecache.write, CppBuilder.build
     begun: dict[str, tuple[str, Future[None]]] = {}
     with ThreadPoolExecutor(2) as beside:
 
         def written(content: Any, extension: str, *given: Any, **named: Any) -> tuple[str, str]:
             key, path = write(content, extension, *given, **named)
+            if extension == CALLS:
+                meanwhile()
             if extension in (CALLS, KERNELS) and not config.aot_inductor.precompile_headers:
                 builder = _builder(Path(path), calls=extension == CALLS)
                 begun[_target(builder)] = builder.get_command_line(), beside.submit(build, builder)

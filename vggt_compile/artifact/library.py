@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +49,19 @@ class Library:
 
 
 def library(
-    made: Program, name: str, folder: Path, first: list[Library], inductor: Mapping[str, Any], heads: bool = False
+    made: Program,
+    name: str,
+    folder: Path,
+    first: list[Library],
+    inductor: Mapping[str, Any],
+    heads: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Library:
-    """Compile a program. The first one holds its weights, others are given them when they are loaded."""
+    """Compile a program. The first one holds its weights, others are given them when they are loaded.
+
+    Args:
+        meanwhile: begins what may go on while others than Python work.
+    """
     settings = {
         **loops.SETTINGS,
         **plain_calls(),
@@ -64,7 +74,7 @@ def library(
     }
     gm = outlined(made, inductor, heads)
     with made.stages.stage("compile"):
-        found = _compiled(gm, made.images, settings)
+        found = _compiled(gm, made.images, settings, meanwhile)
     files = [file for file in found if isinstance(file, str) and file]
     constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
     known = first[0].constants if first else constants
@@ -95,7 +105,7 @@ def _copied(gm: GraphModule) -> GraphModule:
     return GraphModule(gm, graph)
 
 
-def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list[Any]:
+def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any], meanwhile: Callable[[], None]) -> list[Any]:
     with ExitStack() as stack:
         stack.enter_context(caches.told())
         stack.enter_context(kernels.called_as_functions(gm))
@@ -107,7 +117,7 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any]) -> list
         stack.enter_context(blocks.called(gm))
         stack.enter_context(scalar_beside_a_gpu([images]))
         stack.enter_context(launchers_side_by_side())
-        stack.enter_context(early.begun_early())
+        stack.enter_context(early.begun_early(meanwhile))
         found = torch._inductor.aot_compile(gm, (images,), options=settings)
     assert isinstance(found, list)
     return found
