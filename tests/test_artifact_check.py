@@ -96,8 +96,8 @@ def test_what_is_expected_is_found_out_once_and_beside_other_work() -> None:
     assert not threads
     want.begin()
     want.begin()
-    outputs = want.outputs()
-    assert outputs is want.outputs()
+    outputs = want.result()
+    assert outputs is want.result()
     assert torch.equal(outputs["maps.0"][0], want.images.mean(2))
     assert len(threads) == 1 + check.DRAWS
     assert {*threads}.isdisjoint({threading.get_ident()})

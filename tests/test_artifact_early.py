@@ -12,6 +12,7 @@ from torch._inductor import codecache, cpp_builder
 from torch._inductor.exc import InductorError
 
 from vggt_compile.artifact import early
+from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.library import library
 from vggt_compile.artifact.program import Program
 from vggt_compile.artifact.request import Span
@@ -52,12 +53,12 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def compiled(folder: Path, inductor: dict[str, Any], said: list[str] | None = None) -> None:
     """A library that gives what its model gives; what may go on meanwhile says so."""
-    said = [] if said is None else said
+    later = Later(lambda: None if said is None else said.append("meanwhile"))
     x, model = torch.rand(3, 64), Model().eval()
     with torch.no_grad():
         gm = torch.export.export(model, (x,)).module(check_guards=False)
         made = Program(Span((1, 1), (1, 1), (1, 1)), gm, x, Report(plan="none"), Stages(Span((1, 1), (1, 1), (1, 1))))
-        path = library(made, "model", folder, [], inductor, meanwhile=lambda: said.append("meanwhile")).path
+        path = library(made, "model", folder, [], inductor, meanwhile=[later]).path
         runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
         torch.testing.assert_close(runner.run([x])[0], model(x)[0])
 

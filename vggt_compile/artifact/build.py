@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -20,6 +19,7 @@ from vggt_compile.artifact.archive import CONSTANTS, ENTRY, digest_of_weights
 from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.check import Expected, checked
 from vggt_compile.artifact.draft import Draft, drafted
+from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.library import Library, library
 from vggt_compile.artifact.manifest import Manifest, made_here
 from vggt_compile.artifact.program import Program, program
@@ -78,16 +78,12 @@ def export(
     wanted = _wanted(model, images, frames, batch, sizes)
     read_precision(precision)
     _check_path(Path(path))
-    with (
-        tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder,
-        drafted(Path(path)) as draft,
-        ThreadPoolExecutor(1) as beside,
-    ):
-        weights = beside.submit(digest_of_weights, model.state_dict())
+    weights = Later(partial(digest_of_weights, model.state_dict()))
+    with tempfile.TemporaryDirectory(prefix="vggt_compile-") as folder, drafted(Path(path)) as draft:
         trace = partial(program, model, plan=chosen, precision=precision, device=device, strict=strict)
         compiled = partial(library, folder=Path(folder), inductor=inductor or {}, heads=outline_heads)
         expect = partial(Expected, precision=precision, device=device) if check else None
-        libraries = _libraries(wanted, trace, compiled, expect, partial(_kept, draft, device), chosen)
+        libraries = _libraries(wanted, trace, compiled, expect, partial(_kept, draft, device), chosen, weights)
         return draft.finish(
             Manifest(
                 **made_here(device),
@@ -128,6 +124,7 @@ def _libraries(
     expect: Callable[[Program], Expected] | None,
     kept: Callable[[Program, Library, Expected | None], Library],
     plan: Plan,
+    *later: Later[Any],
 ) -> list[Library]:
     """Each span traced, compiled and kept; one that a graph, or its compile, cannot serve as a whole is in parts."""
     done: list[Library] = []
@@ -140,8 +137,8 @@ def _libraries(
             parts = _right(made)  # as far as a rewrite asked about sizes; a compile asks more
         if len(parts) == 1:
             want = expect(made) if expect else None
-            begin = want.begin if want else lambda: None
-            one = compiled(made, span.name if done else FIRST, first=done[:1], meanwhile=begin)
+            meanwhile = (*later, want) if want else later
+            one = compiled(made, span.name if done else FIRST, first=done[:1], meanwhile=meanwhile)
             parts = _right(made)
         if len(parts) == 1:
             done.append(kept(made, one, want))

@@ -8,7 +8,6 @@ rounding, and an output may be off by a few times what that changes.
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
+from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.library import Library
 from vggt_compile.artifact.opened import answer, give, opened
 from vggt_compile.artifact.program import Program
@@ -36,30 +36,16 @@ TIMES = 4.0
 """An output may be off by so many times the most that these draws changed it."""
 
 
-class Expected:
-    """What a program gives for a scene without a compiler, found out by a thread of its own.
+class Expected(Later[Outputs]):
+    """Each output that a program gives for a scene without a compiler, and the most that it may be off by.
 
-    It waits until it is begun: a compile that makes its own graphs has no use for another thread, one that waits for
-    g++ has.
+    Attributes:
+        images: the scene.
     """
 
     def __init__(self, made: Program, precision: str, device: torch.device) -> None:
         self.images = scene(made.span, device)
-        self._run = partial(_outputs, made, self.images, precision)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="expected")
-        self._found: Future[Outputs] | None = None
-
-    def begin(self) -> None:
-        """Begin where nobody has."""
-        if self._found is None:
-            self._found = self._thread.submit(self._run)
-            self._thread.shutdown(wait=False)
-
-    def outputs(self) -> Outputs:
-        """Each output, and the most that it may be off by."""
-        self.begin()
-        assert self._found is not None
-        return self._found.result()
+        super().__init__(partial(_outputs, made, self.images, precision))
 
 
 def checked(made: Program, library: Library, want: Expected, device: torch.device) -> dict[str, Any]:
@@ -77,7 +63,7 @@ def checked(made: Program, library: Library, want: Expected, device: torch.devic
     with torch.no_grad():
         got = _named(answer(runner, images.clone()))
     seen = {}
-    for name, (tensor, bound) in want.outputs().items():
+    for name, (tensor, bound) in want.result().items():
         deviation = off(got[name], tensor) if name in got else math.inf
         seen[name] = {"deviation": _short(deviation), "bound": _short(bound)}
     wrong = {name: one for name, one in seen.items() if one["deviation"] > one["bound"]}

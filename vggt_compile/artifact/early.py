@@ -6,7 +6,7 @@ headers are compiled first, as for a GPU, what g++ is to do is known as soon as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +19,18 @@ from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.utils import determine_aoti_mmap_flags
 from torch._inductor.virtualized import V
 
+from vggt_compile.artifact.later import Later
+
 CALLS, KERNELS = "wrapper.cpp", "kernel.cpp"
 """How the names of the two files end: what calls kernels, and kernels for a CPU."""
 
 
 @contextmanager
-def begun_early(meanwhile: Callable[[], None]) -> Iterator[None]:
+def begun_early(meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
     """For one compile. Where torch then asks for another command, that one is run as ever.
 
     Args:
-        meanwhile: called when code is written, to begin what may go on beside g++.
+        meanwhile: begun when the code is written.
     """
     write, build = codecache.write, CppBuilder.build
     begun: dict[str, tuple[str, Future[None]]] = {}
@@ -37,7 +39,8 @@ def begun_early(meanwhile: Callable[[], None]) -> Iterator[None]:
         def written(content: Any, extension: str, *given: Any, **named: Any) -> tuple[str, str]:
             key, path = write(content, extension, *given, **named)
             if extension == CALLS:
-                meanwhile()
+                for one in meanwhile:
+                    one.begin()
             if extension in (CALLS, KERNELS) and not config.aot_inductor.precompile_headers:
                 builder = _builder(Path(path), calls=extension == CALLS)
                 begun[_target(builder)] = builder.get_command_line(), beside.submit(build, builder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
 from vggt_compile.artifact import blocks, convolutions, early, kernels, listed, loops, scopes, unchanged
+from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
 from vggt_compile.graph.code import written_when_run
@@ -55,12 +56,12 @@ def library(
     first: list[Library],
     inductor: Mapping[str, Any],
     heads: bool = False,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Sequence[Later[Any]] = (),
 ) -> Library:
     """Compile a program. The first one holds its weights, others are given them when they are loaded.
 
     Args:
-        meanwhile: begins what may go on while others than Python work.
+        meanwhile: begun once code is written, to go on while g++ works.
     """
     settings = {
         **loops.SETTINGS,
@@ -105,7 +106,7 @@ def _copied(gm: GraphModule) -> GraphModule:
     return GraphModule(gm, graph)
 
 
-def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any], meanwhile: Callable[[], None]) -> list[Any]:
+def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any], meanwhile: Sequence[Later[Any]]) -> list[Any]:
     with ExitStack() as stack:
         stack.enter_context(caches.told())
         stack.enter_context(kernels.called_as_functions(gm))
