@@ -36,11 +36,15 @@ TRACED = ("trace", "take autocast apart", "rewrite")
 
 
 @pytest.fixture(scope="module")
-def made(vectors: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(vectors: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """Two entries, of two frames and of more, and a batch of any size."""
     path = tmp_path_factory.mktemp("artifact") / "model.pt2"
-    vggt_compile.export(build(ONE), scene(), plan=FRAME, frames=(2, MOST), path=path)
-    return path
+    return path, vggt_compile.export(build(ONE), scene(), plan=FRAME, frames=(2, MOST), path=path)
+
+
+@pytest.fixture(scope="module")
+def made(written: tuple[Path, Manifest]) -> Path:
+    return written[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,17 @@ def loaded(made: Path) -> Artifact:
 def test_it_gives_what_the_plan_means(loaded: Artifact, frames: int) -> None:
     x = scene(frames=frames)
     torch.testing.assert_close(loaded(x), by_hand(build(ONE), x), rtol=1e-4, atol=1e-5)
+
+
+def test_every_graph_of_a_right_compile_passes_its_check(written: tuple[Path, Manifest]) -> None:
+    """The second one is given the weights of the first."""
+    path, made = written
+    assert [(entry.check["frames"], entry.check["batch"]) for entry in made.entries] == [(3, 1), (2, 1)]
+    for entry in made.entries:
+        assert 0 < entry.check["outputs"]["output"]["deviation"] < 1e-5
+    archive = Archive(path)
+    assert Manifest.read(archive) == made
+    assert "check" in json.loads(bytes(archive.record(MANIFEST)))["entries"][0]
 
 
 def test_one_scene_needs_no_batch(loaded: Artifact) -> None:

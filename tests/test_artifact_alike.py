@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from modelutils import both, tiny
+from modelutils import tiny
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -272,14 +272,10 @@ def test_likeness_is_of_all_but_values() -> None:
     assert likeness(one) != likeness(other)
 
 
-@both
-def test_a_model_of_each_family_has_the_graph_of_a_whole_trace(build: Callable[..., nn.Module]) -> None:
-    small = (
-        {"encoder": "conv", "outputs": ("camera",), "camera": CameraConfig(depth=2, heads=4, steps=2)}
-        if build is vggt
-        else {}
-    )
-    model, plan = tiny(build, depth=6, **small), Plan.read({"layers": {"0": {"scope": "frame"}}})
+def test_a_model_has_the_graph_of_a_whole_trace() -> None:
+    """Blocks of two kinds, in frames and across them, and a camera head that calls its own twice."""
+    camera = {"outputs": ("camera",), "camera": CameraConfig(depth=2, heads=4, steps=2)}
+    model, plan = tiny(vggt, depth=4, encoder="conv", **camera), Plan.read({"layers": {"0": {"scope": "frame"}}})
     span = Span((3, 40), (1, 2), (56, 70))
     with mock.patch.object(alike.Trace, "repeated", autospec=True, side_effect=alike.Trace.repeated) as copied:
         once = program(model, span, plan, "autocast", CPU, strict=True)

@@ -117,11 +117,11 @@ def test_what_a_trace_has_noted_cuts_a_span_before_it_is_compiled() -> None:
         assert frames * 6 > 128 or span.frames[1] < 22  # asked, unless the range answers it
         return Program(span, graph, scene(), Report(plan="none"), Stages(span))
 
-    def compile_one(made: Program, name: str, first: list[Library]) -> Library:
+    def compile_one(made: Program, name: str, first: list[Library], meanwhile: object) -> Library:
         compiled.append(made.span.frames)
         return Library(Entry(name, made.span, (), {}), [], {}, not first)
 
-    building._libraries([SPAN], trace, compile_one, lambda made, one: one, Plan())
+    building._libraries([SPAN], trace, compile_one, None, lambda made, one, want: one, Plan())
     assert compiled == [(3, 21), (22, 40)]
 
 

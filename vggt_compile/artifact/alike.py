@@ -191,6 +191,7 @@ class Place:
         return self._call.around | dict(self._entry(*entry) for entry in inside)
 
     def _entry(self, key: str, entry: tuple[str, str]) -> tuple[str, tuple[str, str]]:
+        """A module that is called inside: its path here, and the number of this call, which the trace then knows of."""
         path, cls = entry
         here = self._path(path)
         nth = int(key[len(path) + 1 :] or 0) - self._before.get(path, 0) + self._calls.get(here, 0)
