@@ -160,6 +160,11 @@ class Calls(nn.Module):
         return x
 
 
+def _plainly(block: nn.Module, x: Tensor) -> Tensor:
+    made: Tensor = block(x)
+    return made
+
+
 def _under_autocast(block: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         made: Tensor = block(x)
@@ -181,8 +186,7 @@ def _under_autocast(block: nn.Module, x: Tensor) -> Tensor:
     ids=["twice", "two", "constant", "keyword", "shape", "strides", "alike", "autocast"],
 )
 def test_a_block_that_is_called_otherwise_is_traced(way: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    plain = lambda block, x: block(x)  # noqa: E731
-    model = Calls(plain, way, plain, way).eval()
+    model = Calls(_plainly, way, _plainly, way).eval()
     graph, copied = exported(model)
     assert written(graph) == written(exported(model, once=False)[0])
     assert "blocks.2" in copied
@@ -266,9 +270,10 @@ def test_likeness_is_of_all_but_values() -> None:
         assert likeness(one) != likeness(other)
         setattr(one, change, 7.0)
         assert likeness(one) == likeness(other)
-    one.shared = other.shared = {"table": torch.zeros(2)}  # type: ignore[assignment]
+    tables = {"table": torch.zeros(2)}
+    vars(one)["shared"], vars(other)["shared"] = tables, dict(tables)
     assert likeness(one) == likeness(other)
-    other.shared = {"table": torch.zeros(2)}  # type: ignore[assignment]
+    vars(other)["shared"] = {"table": torch.zeros(2)}
     assert likeness(one) != likeness(other)
 
 

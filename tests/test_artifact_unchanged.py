@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from operator import getitem
 from typing import Any
 from unittest import mock
 
@@ -13,8 +14,10 @@ from alternating import build
 from framed import SPEC
 from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_export_module
+from torch._subclasses import FakeTensorMode
 from torch.export import Dim
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
@@ -125,7 +128,47 @@ def test_code_of_torch_that_writes_is_known_by_its_name(target: str) -> None:
     }[target]()
     made.meta["val"] = torch.zeros(2)
     root.output((made,))
-    assert unchanged.results(root, (torch.zeros(2),)) is None
+    assert unchanged.results(GraphModule({"module": nn.Identity()}, root), (torch.zeros(2),)) is None
+
+
+def _calling(operator: Any, body: Callable[[Tensor], Tensor]) -> GraphModule:
+    """A graph that hands its input to a sub-graph."""
+    inner = make_fx(body)(torch.zeros(2))
+    root = Graph()
+    x = root.placeholder("x")
+    made = root.call_function(operator, (root.get_attr("inner"), "inner", x))
+    got = root.call_function(getitem, (made, 0))
+    with FakeTensorMode() as mode:
+        x.meta["val"] = got.meta["val"] = torch.zeros(2)
+    root.output((got,))
+    gm = GraphModule({"inner": inner}, root)
+    gm.meta["mode"] = mode
+    return gm
+
+
+@pytest.mark.parametrize(
+    ("operator", "body", "told"),
+    [
+        (torch.ops.higher_order.invoke_subgraph, lambda x: x + 1, True),
+        (torch.ops.higher_order.invoke_subgraph, lambda x: x.add_(1), False),
+        (torch.ops.higher_order.with_effects, lambda x: x + 1, False),
+    ],
+    ids=["adds", "writes", "unknown"],
+)
+def test_sub_graphs_are_looked_into(operator: Any, body: Callable[[Tensor], Tensor], told: bool) -> None:
+    gm = _calling(operator, body)
+    with gm.meta["mode"]:
+        assert (unchanged.results(gm, (torch.zeros(2),)) is not None) == told
+
+
+def test_an_operand_that_is_left_out_is_not_written_into() -> None:
+    with torch.library._scoped_library("test_unchanged", "DEF") as operators:
+        operators.define("into(Tensor x, Tensor(a!)? out=None) -> Tensor")
+        root = Graph()
+        x = root.placeholder("x")
+        without, into = (root.call_function(torch.ops.test_unchanged.into.default, given) for given in ((x,), (x, x)))
+        assert unchanged._writes_into_no_input(without)
+        assert not unchanged._writes_into_no_input(into)
 
 
 def test_the_graph_of_a_plan_is_not_run() -> None:

@@ -71,14 +71,14 @@ def machine_code(made_for: list[Variant]) -> str:
 def in_a_worker(work: Callable[[list[Variant]], str], made_for: list[Variant]) -> str:
     """What a function gives, in one of the processes that compile kernels for Inductor, where there are some.
 
-    Triton's compiler holds Python's lock nearly all of its two seconds: in a thread it would keep a compile waiting.
+    Much of Triton's compiler is Python: in a thread it and a compile would wait for each other.
     """
     if get_compile_threads() > 1:
         try:
             found = AsyncCompile.process_pool().submit(_as_elsewhere, os.environ.get(ASSEMBLER), work, made_for)
             return str(found.result())
         except Exception:  # if it fails here too, it says why
-            log.debug("machine code is not made by a worker", exc_info=True)
+            log.info("machine code is made here, as no worker makes it", exc_info=True)
     return work(made_for)
 
 

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 from torch._functorch import aot_autograd
 from torch._guards import detect_fake_mode
+from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
+from torch._higher_order_ops.scan import scan_op as scan
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses import FakeTensor
-from torch.fx import Graph, Node
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts
 
 from vggt_compile.graph.dialect import value
+
+RUN_SUBGRAPHS = (invoke_subgraph, scan)
+"""Operators that do what their sub-graphs do, and nothing else."""
 
 
 @contextmanager
@@ -31,7 +36,7 @@ def read_off() -> Iterator[None]:
 
     def told(interpreter: Any, *args: Any) -> Any:
         with mock.patch.object(PropagateUnbackedSymInts, "run", run):  # its sub-graphs are run as ever
-            known = results(interpreter.module.graph, args)
+            known = results(interpreter.module, args)
             return interpreter.run(*args) if known is None else known
 
     def collecting(*given: Any, **named: Any) -> Any:
@@ -47,15 +52,16 @@ def read_off() -> Iterator[None]:
         yield
 
 
-def results(graph: Graph, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def results(gm: GraphModule, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Tensors like what a graph gives for inputs, each in memory of its own; inputs that it hands on are the same.
 
-    None where it may write into an input, or what it gives is not known.
+    None where it, or a sub-graph, may write into an input, or what it gives is not known.
     """
-    if not all(map(_writes_into_no_input, graph.nodes)):
+    nodes = (node for part in gm.modules() if isinstance(part, GraphModule) for node in part.graph.nodes)
+    if not all(map(_writes_into_no_input, nodes)):
         return None
-    given = dict(zip(graph.find_nodes(op="placeholder"), args, strict=True))
-    (asked,) = graph.output_node().args
+    given = dict(zip(gm.graph.find_nodes(op="placeholder"), args, strict=True))
+    (asked,) = gm.graph.output_node().args
     assert isinstance(asked, tuple | list)
     if not all(one in given or _known(one) for one in asked):
         return None
@@ -80,14 +86,15 @@ def _writes_into_no_input(node: Node) -> bool:
     if isinstance(node.target, OpOverload):
         return all(map(_own, _written(node, node.target)))
     if isinstance(node.target, HigherOrderOperator):
-        return True  # torch refuses sub-graphs that write into what they are given
+        return node.target in RUN_SUBGRAPHS
     return "out" not in node.kwargs and not getattr(node.target, "__name__", "_").endswith("_")
 
 
 def _written(node: Node, target: OpOverload) -> list[Any]:
     arguments = target._schema.arguments
     given = dict(zip((one.name for one in arguments), node.args, strict=False)) | node.kwargs
-    return [given[one.name] for one in arguments if one.alias_info is not None and one.alias_info.is_write]
+    written = (one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write)
+    return [given[name] for name in written if name in given]  # what is left out is none
 
 
 def _own(node: Any) -> bool:
