@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._inductor import codecache, cpp_builder
 from torch._inductor.exc import InductorError
 
-from vggt_compile.artifact import early
+from vggt_compile.artifact import early, halves
 from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.library import library
 from vggt_compile.artifact.program import Program
@@ -64,14 +64,16 @@ def compiled(folder: Path, inductor: dict[str, Any], said: list[str] | None = No
 
 
 def _of(commands: list[str], name: str) -> list[int]:
-    return [index for index, command in enumerate(commands) if f"{name}.cpp" in command and " -c " in command]
+    return [index for index, command in enumerate(commands) if name in command and " -c " in command]
 
 
 def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str], tmp_path: Path) -> None:
     mapped = {"aot_inductor.force_mmap_weights": True}  # as of a model with more than 2 GB
     compiled(tmp_path, PLAIN | mapped, commands)
     calls, kernels, weights = _of(commands, ".wrapper"), _of(commands, ".kernel"), commands.index("weights")
-    assert len(calls) == len(kernels) == 1
+    assert [".half0.cpp" in commands[index] for index in calls].count(True) == 1
+    assert [".half1.cpp" in commands[index] for index in calls].count(True) == 1
+    assert (len(calls), len(kernels)) == (2, 1)
     assert max(calls + kernels) < weights
     assert commands.index("meanwhile") < weights
     assert commands.count("meanwhile") == 1
@@ -80,11 +82,55 @@ def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str
 def test_another_command_is_run_as_ever(commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early, "determine_aoti_mmap_flags", lambda size: (False, True))
     compiled(tmp_path, PLAIN)
-    calls = _of(commands, ".wrapper")
-    assert len(calls) == 2
-    assert calls[0] < commands.index("weights") < calls[1]
-    assert "USE_MMAP_SELF" in commands[calls[0]]
-    assert "USE_MMAP_SELF" not in commands[calls[1]]
+    *early_ones, late = _of(commands, ".wrapper")
+    assert len(early_ones) == 2
+    assert max(early_ones) < commands.index("weights") < late
+    assert all("USE_MMAP_SELF" in commands[index] for index in early_ones)
+    assert "USE_MMAP_SELF" not in commands[late]
+
+
+@pytest.mark.parametrize(
+    ("parts", "after"),
+    [(None, [".wrapper.cpp"]), (("int", "int x;"), [".half0.cpp", ".half1.cpp", ".wrapper.cpp"])],
+    ids=["unknown", "no C++"],
+)
+def test_code_without_halves_is_compiled_in_one(
+    parts: Any, after: list[str], commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halves, "halves", lambda code: parts)
+    compiled(tmp_path, PLAIN)
+    calls = [commands[index] for index in _of(commands, ".wrapper")]
+    assert sorted(calls) == sorted(command for name in after for command in calls if name in command)
+    assert len(calls) == len(after)
+    assert after[-1] in calls[-1]
+    assert not list(tmp_path.rglob("*half*"))
+
+
+def test_halves_are_one_library(tmp_path: Path) -> None:
+    """Each has what the other lacks, and both have the class of kernels, as one that no other library sees."""
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(halves, "halves", lambda code: seen.append(code))
+        compiled(tmp_path, PLAIN)
+    (code,) = seen
+    calls, around = halves.halves(code) or pytest.fail("torch writes otherwise")
+    for mark, half in (
+        ("void AOTInductorModel::run_impl(", calls),
+        ("AOTInductorModel::_const_run_impl(", calls),
+        ("AOTInductorModel::AOTInductorModel(", around),
+        ("AOTInductorModelContainerRun(", around),
+    ):
+        assert [mark in one for one in (calls, around)] == [half is calls, half is around]
+        assert code.count(mark) == half.count(mark)
+    assert all(half.count(halves.SHARED) == 1 for half in (calls, around))
+
+
+def test_a_program_of_other_code_has_no_halves() -> None:
+    whole = halves.FACE + halves.FACE_ENDS + halves.ALONE + halves.HELD + halves.HELD_ENDS
+    assert halves.halves(whole) is not None
+    for mark in (halves.FACE, halves.FACE_ENDS, halves.ALONE, halves.HELD, halves.HELD_ENDS):
+        assert halves.halves(whole.replace(mark, "")) is None
+        assert halves.halves(whole.replace(mark, "") + mark) is None or mark == halves.HELD_ENDS
 
 
 def test_what_the_compiler_says_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

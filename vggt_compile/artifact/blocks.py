@@ -29,6 +29,14 @@ from vggt_compile.graph.dialect import value
 from vggt_compile.graph.schemas import asked_once
 
 TENSOR = "RAIIAtenTensorHandle"
+LENT = """
+static inline torch::aot_inductor::RAIIAtenTensorHandle lent(AtenTensorHandle tensor) {
+    AtenTensorHandle handle;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_assign_tensors_out(tensor, &handle));
+    return torch::aot_inductor::RAIIAtenTensorHandle(handle);
+}
+"""
+"""A handle of its own for a tensor."""
 
 
 @contextmanager
@@ -38,6 +46,8 @@ def called(gm: GraphModule) -> Iterator[None]:
 
     def codegen_invoke_subgraph(writer: Any, call: Any) -> None:
         graph = call.subgraph.graph
+        if not known:
+            writer.header.splice(LENT)
         if graph.name not in known:
             known.add(graph.name)
             _define(writer, graph)
@@ -87,11 +97,12 @@ def _call(writer: Any, call: Any) -> None:
     graph, given = call.subgraph.graph, list[str]()
     for operand, wanted in zip(call.inputs, graph.graph_inputs.values(), strict=True):
         if isinstance(wanted, ir.TensorBox):
+            lent = f"lent({operand.codegen_reference()})"
+            if operand.get_name() in V.graph.constants:
+                given.append(lent)  # nobody frees a weight: it needs no name, which is a fifth of what g++ has to do
+                continue
             name = f"{call.get_name()}_operand_{len(given)}"
-            writer.writeline(f"AtenTensorHandle {name}_handle;")
-            share = f"aoti_torch_assign_tensors_out({operand.codegen_reference()}, &{name}_handle)"
-            writer.writeline(f"AOTI_TORCH_ERROR_CODE_CHECK({share});")
-            writer.writeline(f"{TENSOR} {name}({name}_handle);")
+            writer.writeline(f"{TENSOR} {name} = {lent};")
             given.append(f"std::move({name})")
     results = [result.get_name() for result in call.outputs]
     for name in results:

@@ -1,4 +1,4 @@
-"""The C++ of a library is compiled while its weights are collected.
+"""The C++ of a library is compiled while its weights are collected, what calls kernels in two halves.
 
 Torch 2.11 copies all weights three times before it starts g++, and starts it a second time when that is done. Where no
 headers are compiled first, as for a GPU, what g++ is to do is known as soon as the code is written.
@@ -6,20 +6,28 @@ headers are compiled first, as for a GPU, what g++ is to do is known as soon as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from subprocess import SubprocessError
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 from torch._inductor import codecache, config
 from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
 from torch._inductor.cpu_vec_isa import pick_vec_isa
+from torch._inductor.exc import CppCompileError
 from torch._inductor.utils import determine_aoti_mmap_flags
 from torch._inductor.virtualized import V
 
+from vggt_compile.artifact import halves
 from vggt_compile.artifact.later import Later
+
+log = logging.getLogger(__name__)
 
 CALLS, KERNELS = "wrapper.cpp", "kernel.cpp"
 """How the names of the two files end: what calls kernels, and kernels for a CPU."""
@@ -42,8 +50,8 @@ def begun_early(meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
                 for one in meanwhile:
                     one.begin()
             if extension in (CALLS, KERNELS) and not config.aot_inductor.precompile_headers:
-                builder = _builder(Path(path), calls=extension == CALLS)
-                begun[_target(builder)] = builder.get_command_line(), beside.submit(build, builder)
+                builder, work = _begun(Path(path), build)
+                begun[_target(builder)] = builder.get_command_line(), beside.submit(work)
             return key, path
 
         def built(builder: CppBuilder) -> None:
@@ -57,6 +65,32 @@ def begun_early(meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
 
         with mock.patch.object(codecache, "write", written), mock.patch.object(CppBuilder, "build", built):
             yield
+
+
+def _begun(path: Path, build: Callable[[CppBuilder], None]) -> tuple[CppBuilder, Callable[[], None]]:
+    """What torch is going to make of a file, and what makes it."""
+    calls = path.name.endswith(CALLS)
+    whole = _builder(path, calls)
+    parts = halves.halves(path.read_text()) if calls else None
+    if parts is None:
+        return whole, partial(build, whole)
+    folder = TemporaryDirectory(dir=path.parent)
+    sources = [Path(folder.name) / f"{path.stem}.half{index}.cpp" for index in range(len(parts))]
+    builders = [_builder(source, calls) for source in sources]
+
+    def made(builder: CppBuilder) -> Path:
+        build(builder)
+        return Path(_target(builder))
+
+    def work() -> None:
+        try:
+            with folder:
+                halves.compiled(parts, sources, [partial(made, one) for one in builders], Path(_target(whole)))
+        except (CppCompileError, OSError, SubprocessError):  # what is wrong with the code is said of all of it
+            log.info("the code of a library is compiled in one, as its halves are not", exc_info=True)
+            build(whole)
+
+    return whole, work
 
 
 def _target(builder: CppBuilder) -> str:
