@@ -12,6 +12,7 @@ import torch
 from modelutils import tiny
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from written import written
 
 from vggt_compile.artifact import alike
 from vggt_compile.artifact.likeness import likeness
@@ -67,27 +68,11 @@ def exported(model: nn.Module, once: bool = True, x: Tensor = X, **asked: Any) -
     return graph, [path.removeprefix("_export_root.") for path in known.copied] if known else []
 
 
-def written(gm: GraphModule) -> list[Any]:
-    """What a graph says, nodes by their number."""
-    number = {node: f"%{index}" for index, node in enumerate(gm.graph.nodes)}
-    return [_written(node, number) for node in gm.graph.nodes]
-
-
-def _written(node: Any, number: dict[Any, str]) -> Any:
-    seen = node.meta.get("val")
-    shape = (
-        (tuple(map(str, seen.shape)), seen.dtype, tuple(map(str, seen.stride()))) if isinstance(seen, Tensor) else ""
-    )
-    operands = str(torch.fx.node.map_arg((node.args, node.kwargs), number.get))
-    target = "" if node.op in ("placeholder", "get_attr") else str(node.target)
-    return node.op, target, operands, shape, node.meta.get("nn_module_stack")
-
-
 def check(model: nn.Module, copied: list[str], **asked: Any) -> None:
     model.eval()
     graph, seen = exported(model, **asked)
     plain, _ = exported(model, once=False, **asked)
-    assert written(graph) == written(plain)
+    assert written(graph, modules=True) == written(plain, modules=True)
     assert seen == copied
 
 
@@ -188,7 +173,7 @@ def _under_autocast(block: nn.Module, x: Tensor) -> Tensor:
 def test_a_block_that_is_called_otherwise_is_traced(way: Callable[[nn.Module, Tensor], Tensor]) -> None:
     model = Calls(_plainly, way, _plainly, way).eval()
     graph, copied = exported(model)
-    assert written(graph) == written(exported(model, once=False)[0])
+    assert written(graph, modules=True) == written(exported(model, once=False)[0], modules=True)
     assert "blocks.2" in copied
     x = torch.randn(2, 6, 8)
     with torch.no_grad():

@@ -38,6 +38,13 @@ class Block(nn.Module):
         return x + self.down(F.leaky_relu(self.up(self.norm(x)), self.slope))
 
 
+class Method(Block):
+    """Calls a method of a tensor, of which a graph does not show what it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
 class Stack(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -167,7 +174,11 @@ def test_what_nobody_reads_does_not_tell_blocks_apart() -> None:
     assert not [node for node in operations(gm.graph) if not node.users]
 
 
-def test_a_shared_sub_graph_is_asked_once_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shows", "times"), [(True, 0), (False, 1)])
+def test_a_shared_sub_graph_is_asked_once_what_it_changes(
+    shows: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not at all where it shows that it changes nothing."""
     asked: list[str] = []
     ask = InvokeSubgraphHOP.gen_schema
 
@@ -181,11 +192,11 @@ def test_a_shared_sub_graph_is_asked_once_what_it_changes(monkeypatch: pytest.Mo
             return aot_eager(gm, inputs)
 
     monkeypatch.setattr(InvokeSubgraphHOP, "gen_schema", counted)
-    model = Stack(*(Block() for _ in range(6)))
+    model = Stack(*(Block() if shows else Method() for _ in range(6)))
     torch._dynamo.reset()
     with torch.no_grad():
         assert same(torch.compile(model, backend=backend, fullgraph=True)(noise()), model(noise()))
-    assert asked == ["block_0"]
+    assert asked == ["block_0"] * times
     assert InvokeSubgraphHOP.gen_schema is counted
 
 

@@ -16,17 +16,12 @@ import torch
 from torch import Tensor
 from torch._functorch import aot_autograd
 from torch._guards import detect_fake_mode
-from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
-from torch._higher_order_ops.scan import scan_op as scan
-from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts
 
 from vggt_compile.graph.dialect import value
-
-RUN_SUBGRAPHS = (invoke_subgraph, scan)
-"""Operators that do what their sub-graphs do, and nothing else."""
+from vggt_compile.graph.writes import changes_no_input
 
 
 @contextmanager
@@ -57,8 +52,7 @@ def results(gm: GraphModule, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
     None where it, or a sub-graph, may write into an input, or what it gives is not known.
     """
-    nodes = (node for part in gm.modules() if isinstance(part, GraphModule) for node in part.graph.nodes)
-    if not all(map(_writes_into_no_input, nodes)):
+    if not changes_no_input(gm):
         return None
     given = dict(zip(gm.graph.find_nodes(op="placeholder"), args, strict=True))
     (asked,) = gm.graph.output_node().args
@@ -76,32 +70,3 @@ def _known(one: Any) -> bool:
 def _like(node: Any) -> Tensor:
     x: Tensor = value(node)
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-
-
-def _writes_into_no_input(node: Node) -> bool:
-    if node.op in ("placeholder", "get_attr", "output"):
-        return True
-    if node.op != "call_function":
-        return False
-    if isinstance(node.target, OpOverload):
-        return all(map(_own, _written(node, node.target)))
-    if isinstance(node.target, HigherOrderOperator):
-        return node.target in RUN_SUBGRAPHS
-    return "out" not in node.kwargs and not getattr(node.target, "__name__", "_").endswith("_")
-
-
-def _written(node: Node, target: OpOverload) -> list[Any]:
-    arguments = target._schema.arguments
-    given = dict(zip((one.name for one in arguments), node.args, strict=False)) | node.kwargs
-    written = (one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write)
-    return [given[name] for name in written if name in given]  # what is left out is none
-
-
-def _own(node: Any) -> bool:
-    """Whether a tensor, or what it is a view of, was made from nothing."""
-    if not isinstance(node, Node) or not isinstance(node.target, OpOverload):
-        return False
-    schema = node.target._schema
-    if any(made.alias_info is not None for made in schema.returns):
-        return _own(node.args[0])
-    return not any(isinstance(value(one), Tensor) for one in node.all_input_nodes)

@@ -1,4 +1,4 @@
-"""A sub-graph that many calls share is asked once what it changes.
+"""A sub-graph that many calls share is asked once what it changes, and not at all where that is seen.
 
 AOTAutograd wants to know of each call of a sub-graph which operands it writes into, twice, and torch 2.11 traces the
 sub-graph to find out. Of 100 calls that is most of AOTAutograd's time. Later ones remember the answer themselves.
@@ -11,12 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from unittest import mock
 
-from torch._guards import HopDispatchSetCache, InvokeSubgraphCache, TracingContext
+from torch._guards import HopDispatchSetCache, TracingContext
 from torch._higher_order_ops import utils
 from torch._higher_order_ops.invoke_subgraph import InvokeSubgraphHOP
+from torch._higher_order_ops.schema import HopSchemaGenerator
+from torch.fx import GraphModule
+
+from vggt_compile.graph.dialect import value
+from vggt_compile.graph.writes import changes_no_input, gives_new_tensors
 
 
 @contextmanager
@@ -28,25 +34,41 @@ def asked_once() -> Iterator[None]:
 
 @contextmanager
 def _blocks_once() -> Iterator[None]:
-    """As torch 2.13 does it: by sub-graph, name, and types of the operands."""
-    if hasattr(InvokeSubgraphCache, "get_functionalize_schema_entry"):
-        yield
-        return
-    kind: Any = InvokeSubgraphHOP
-    ask = kind.gen_schema
+    """As torch 2.13 remembers it: by sub-graph, name, and types of the operands."""
+    ask = InvokeSubgraphHOP.gen_schema
     known: dict[Hashable, Any] = {}
 
     def gen_schema(self: Any, subgraph: Any, identifier: str, *operands: Any) -> Any:
         key = subgraph, identifier, tuple(map(type, operands))
         if key not in known:
-            known[key] = ask(self, subgraph, identifier, *operands)
+            made = _made(subgraph)
+            answer: Any = ask if made is None else partial(_changes_nothing, made)
+            known[key] = answer(self, subgraph, identifier, *operands)
         return known[key]
 
-    kind.gen_schema = gen_schema
-    try:
+    with mock.patch.object(InvokeSubgraphHOP, "gen_schema", gen_schema):
         yield
-    finally:
-        kind.gen_schema = ask
+
+
+def _made(subgraph: Any) -> list[Any] | None:
+    """What a sub-graph gives, where it is seen to write into nothing."""
+    if not isinstance(subgraph, GraphModule) or not changes_no_input(subgraph):
+        return None
+    made = [value(node) for node in subgraph.graph.output_node().all_input_nodes]
+    given: Any = subgraph.graph.output_node().args[0]
+    return None if None in made or len(made) != len(given) else made
+
+
+def _changes_nothing(made: list[Any], hop: Any, subgraph: GraphModule, identifier: str, *operands: Any) -> Any:
+    """The answer that torch would give of a sub-graph that writes into nothing."""
+    schema = HopSchemaGenerator(hop)
+    schema.add_arg("subgraph", subgraph)
+    schema.add_arg("identifier", identifier)
+    for index, operand in enumerate(operands):
+        schema.add_arg(f"arg{index}", operand)
+    for one in made:
+        schema.add_output(one)
+    return schema.gen_schema()
 
 
 @contextmanager
@@ -54,11 +76,13 @@ def _loops_aside() -> Iterator[None]:
     """While a loop is asked, sub-graphs are kept in a place of their own."""
     ask = utils._check_alias_and_mutation
 
-    def aside(*given: Any) -> None:
+    def aside(body: Any, *given: Any) -> None:
+        if isinstance(body, GraphModule) and changes_no_input(body) and gives_new_tensors(body):
+            return
         tracing = TracingContext.try_get()
         kept = mock.patch.object(tracing, "hop_dispatch_set_cache", HopDispatchSetCache()) if tracing else nullcontext()
         with kept:
-            ask(*given)
+            ask(body, *given)
 
     with mock.patch.object(utils, "_check_alias_and_mutation", aside):
         yield
