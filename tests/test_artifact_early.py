@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._inductor import codecache, cpp_builder
 from torch._inductor.exc import InductorError
 
-from vggt_compile.artifact import early, halves
+from vggt_compile.artifact import behind, early, halves
 from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.library import library
 from vggt_compile.artifact.program import Program
@@ -68,8 +68,7 @@ def _of(commands: list[str], name: str) -> list[int]:
 
 
 def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str], tmp_path: Path) -> None:
-    mapped = {"aot_inductor.force_mmap_weights": True}  # as of a model with more than 2 GB
-    compiled(tmp_path, PLAIN | mapped, commands)
+    compiled(tmp_path, PLAIN, commands)
     calls, kernels, weights = _of(commands, ".wrapper"), _of(commands, ".kernel"), commands.index("weights")
     assert [".half0.cpp" in commands[index] for index in calls].count(True) == 1
     assert [".half1.cpp" in commands[index] for index in calls].count(True) == 1
@@ -80,13 +79,13 @@ def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str
 
 
 def test_another_command_is_run_as_ever(commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(early, "determine_aoti_mmap_flags", lambda size: (False, True))
+    monkeypatch.setattr(behind, "determine_aoti_mmap_flags", lambda size: (True, False))
     compiled(tmp_path, PLAIN)
     *early_ones, late = _of(commands, ".wrapper")
     assert len(early_ones) == 2
     assert max(early_ones) < commands.index("weights") < late
-    assert all("USE_MMAP_SELF" in commands[index] for index in early_ones)
-    assert "USE_MMAP_SELF" not in commands[late]
+    assert all("USE_MMAP_EXTERNAL" in commands[index] for index in early_ones)
+    assert "USE_MMAP_EXTERNAL" not in commands[late]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The C++ of a library is compiled while its weights are collected, what calls kernels in two halves.
 
-Torch 2.11 copies all weights three times before it starts g++, and starts it a second time when that is done. Where no
-headers are compiled first, as for a GPU, what g++ is to do is known as soon as the code is written.
+Torch collects all weights before it starts g++, and starts it a second time when that is done. Where no headers are
+compiled first, as for a GPU, what g++ is to do is known as soon as the code is written.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch._inductor import codecache, config
 from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.exc import CppCompileError
-from torch._inductor.utils import determine_aoti_mmap_flags
 from torch._inductor.virtualized import V
 
 from vggt_compile.artifact import halves
+from vggt_compile.artifact.behind import Flags, Weights
 from vggt_compile.artifact.later import Later
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,12 @@ CALLS, KERNELS = "wrapper.cpp", "kernel.cpp"
 
 
 @contextmanager
-def begun_early(meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
+def begun_early(weights: Weights, meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
     """For one compile. Where torch then asks for another command, that one is run as ever.
 
     Args:
-        meanwhile: begun when the code is written.
+        weights: taken when the code is written.
+        meanwhile: begun then.
     """
     write, build = codecache.write, CppBuilder.build
     begun: dict[str, tuple[str, Future[None]]] = {}
@@ -47,10 +48,11 @@ def begun_early(meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
         def written(content: Any, extension: str, *given: Any, **named: Any) -> tuple[str, str]:
             key, path = write(content, extension, *given, **named)
             if extension == CALLS:
+                weights.take(V.graph)
                 for one in meanwhile:
                     one.begin()
             if extension in (CALLS, KERNELS) and not config.aot_inductor.precompile_headers:
-                builder, work = _begun(Path(path), build)
+                builder, work = _begun(Path(path), weights.flags, build)
                 begun[_target(builder)] = builder.get_command_line(), beside.submit(work)
             return key, path
 
@@ -67,16 +69,16 @@ def begun_early(meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
             yield
 
 
-def _begun(path: Path, build: Callable[[CppBuilder], None]) -> tuple[CppBuilder, Callable[[], None]]:
+def _begun(path: Path, flags: Flags, build: Callable[[CppBuilder], None]) -> tuple[CppBuilder, Callable[[], None]]:
     """What torch is going to make of a file, and what makes it."""
     calls = path.name.endswith(CALLS)
-    whole = _builder(path, calls)
+    whole = _builder(path, flags, calls)
     parts = halves.halves(path.read_text()) if calls else None
     if parts is None:
         return whole, partial(build, whole)
     folder = TemporaryDirectory(dir=path.parent)
     sources = [Path(folder.name) / f"{path.stem}.half{index}.cpp" for index in range(len(parts))]
-    builders = [_builder(source, calls) for source in sources]
+    builders = [_builder(source, flags, calls) for source in sources]
 
     def made(builder: CppBuilder) -> Path:
         build(builder)
@@ -97,11 +99,10 @@ def _target(builder: CppBuilder) -> str:
     return str(builder.get_target_file_path())
 
 
-def _builder(path: Path, calls: bool) -> CppBuilder:
+def _builder(path: Path, flags: Flags, calls: bool) -> CppBuilder:
     """What torch is going to make of a file."""
     graph: Any = V.graph
-    holds_weights = config.aot_inductor.package_constants_in_so
-    external, mapped = determine_aoti_mmap_flags(_bytes(graph) if holds_weights else 0)
+    external, mapped = flags
     options = CppTorchDeviceOptions(
         compile_only=True,
         min_optimize=calls,
@@ -113,11 +114,3 @@ def _builder(path: Path, calls: bool) -> CppBuilder:
         vec_isa=pick_vec_isa(),
     )
     return CppBuilder(path.stem, str(path), options, output_dir=str(path.parent))
-
-
-def _bytes(graph: Any) -> int:
-    """Of the weights, but for what aligns them."""
-    held = (
-        graph.get_original_value_of_constant(name) for name in graph.constants if name not in graph.folded_constants
-    )
-    return sum(x.untyped_storage().nbytes() for x in held if x.numel() and not x.is_mkldnn)

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
 from vggt_compile.artifact import blocks, convolutions, early, inlined, kept, kernels, listed, loops, scopes, unchanged
+from vggt_compile.artifact.behind import Weights
 from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
@@ -46,7 +47,7 @@ class Library:
     @property
     def path(self) -> Path:
         """Of the machine code."""
-        return Path(next(file for file in self.files if file.endswith(".so")))
+        return _machine_code(self.files)
 
 
 def library(
@@ -120,10 +121,16 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any], meanwhi
         stack.enter_context(blocks.called(gm))
         stack.enter_context(scalar_beside_a_gpu([images]))
         stack.enter_context(launchers_side_by_side())
-        stack.enter_context(early.begun_early(meanwhile))
+        weights = stack.enter_context(Weights())
+        stack.enter_context(early.begun_early(weights, meanwhile))
         found = torch._inductor.aot_compile(gm, (images,), options=settings)
-    assert isinstance(found, list)
+        assert isinstance(found, list)
+        weights.put_behind(_machine_code(found))
     return found
+
+
+def _machine_code(files: Sequence[Any]) -> Path:
+    return Path(next(file for file in files if isinstance(file, str) and file.endswith(".so")))
 
 
 def _same(tensor: Tensor, other: Tensor | None) -> bool:
