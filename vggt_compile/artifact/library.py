@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from vggt_compile import caches
-from vggt_compile.artifact import blocks, convolutions, early, inlined, kept, kernels, listed, loops, scopes, unchanged
+from vggt_compile.artifact import blocks, bodies, convolutions, early, kept, kernels, listed, loops, scopes, unchanged
 from vggt_compile.artifact.behind import Weights
 from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.manifest import Entry
@@ -113,7 +113,7 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any], meanwhi
         stack.enter_context(kernels.called_as_functions(gm))
         stack.enter_context(unchanged.read_off())
         stack.enter_context(kept.values_kept())
-        stack.enter_context(inlined.bodies_copied())
+        stack.enter_context(bodies.copied())
         stack.enter_context(convolutions.of_any_number())
         stack.enter_context(loops.written_whole())
         stack.enter_context(scopes.apart())

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.experimental import _config as symbolic
 
-from vggt_compile.artifact import alike
+from vggt_compile.artifact import alike, bodies
 from vggt_compile.artifact.request import Span
 from vggt_compile.artifact.stages import Stages
 from vggt_compile.errors import ExportFailed
@@ -54,6 +54,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
         stack.enter_context(code.written_when_run())
         with at.stage("trace"), nullcontext() if precision == "fp32" else _under_autocast(model, device):
             stack.enter_context(alike.traced_once(model))
+            stack.enter_context(bodies.traced_directly())
             traced = _export(model, images, span)
         with at.stage("take autocast apart"):
             gm = _in_one_graph(traced)

@@ -44,7 +44,12 @@ class Loop:
 
     def results(self) -> list[tuple[Node, int]]:
         """Who takes which of its results; -1 where somebody takes them all."""
-        return [(user, _taken(user)) for user in self.call.users]
+        return [(user, _taken(user)) for user in self.call.users if not _idle(user)]
+
+
+def _idle(user: Node) -> bool:
+    """Whether it takes a result that nobody reads."""
+    return user.target is operator.getitem and not user.users
 
 
 def _taken(user: Node) -> int:
@@ -139,6 +144,8 @@ def join(gm: GraphModule, group: Sequence[Loop], body: GraphModule) -> None:
         for user, index in loop.results():
             user.args = one, before + index - carried
         gives += value(loop.call)[carried:]
+        for idle in list(loop.call.users):
+            graph.erase_node(idle)
         graph.erase_node(loop.call)
         graph.erase_node(loop.reference)
         if loop is not first:

@@ -18,7 +18,7 @@ from torch.export import Dim
 from torch.fx import GraphModule
 from written import written
 
-from vggt_compile.artifact import inlined
+from vggt_compile.artifact import bodies
 
 
 class Loop(nn.Module):
@@ -58,7 +58,7 @@ def decomposed(gm: GraphModule, example: Tensor, copied: bool) -> tuple[list[Any
     ran = mock.Mock(side_effect=type(body).forward)
     with (
         mock.patch.object(type(body), "forward", lambda self, *args: ran(self, *args)),
-        inlined.bodies_copied() if copied else nullcontext(),
+        bodies.copied() if copied else nullcontext(),
         V.set_fake_mode(example.fake_mode),  # type: ignore[attr-defined]
         torch.no_grad(),
     ):
