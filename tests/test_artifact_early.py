@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from subprocess import run
+from threading import current_thread, main_thread
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._inductor import codecache, cpp_builder
+from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
 from torch._inductor.exc import InductorError
 
-from vggt_compile.artifact import behind, early, halves
+from vggt_compile.artifact import behind, early, halves, headers
+from vggt_compile.artifact.headers import Headers
 from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.library import library
 from vggt_compile.artifact.program import Program
@@ -39,7 +44,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     run, flags = cpp_builder._run_compile_cmd, codecache.determine_aoti_mmap_flags
 
     def _run_compile_cmd(command: str, cwd: str) -> None:
-        seen.append(command)
+        seen.append(command if current_thread() is not main_thread() else f"main: {command}")
         run(command, cwd)
 
     def determine_aoti_mmap_flags(size: int) -> Any:
@@ -63,6 +68,38 @@ def compiled(folder: Path, inductor: dict[str, Any], said: list[str] | None = No
         torch.testing.assert_close(runner.run([x])[0], model(x)[0])
 
 
+def test_headers_are_compiled_meanwhile(commands: list[str], tmp_path: Path) -> None:
+    """And g++ takes them: it marks such with `!` in its list of what it reads."""
+    read: list[str] = []
+    build = CppBuilder.build
+
+    def built(builder: CppBuilder) -> None:
+        build(builder)
+        if ".half" in builder.get_command_line():
+            command = [*builder.get_command_line().split(), "-H", "-fsyntax-only", "-Winvalid-pch"]
+            read.append(run(command, check=True, capture_output=True, text=True).stderr)
+
+    read_by = Headers.read_by
+
+    def waited(made: Headers, options: CppTorchDeviceOptions) -> CppTorchDeviceOptions:
+        assert made._made is not None
+        made._made.result()
+        return read_by(made, options)
+
+    with mock.patch.object(CppBuilder, "build", built), mock.patch.object(Headers, "read_by", waited):
+        compiled(tmp_path, PLAIN)
+    (made,) = (command for command in commands if "-x c++-header" in command)
+    assert commands.index(made) == 0
+    assert len(read) == 2
+    assert all(one.startswith("! ") and "headers.h.gch" in one.splitlines()[0] for one in read)
+
+
+def test_headers_that_are_not_there_are_read_as_they_are(commands: list[str], tmp_path: Path) -> None:
+    with mock.patch.object(headers, "READ", ("no such header",)):
+        compiled(tmp_path, PLAIN)
+    assert not any("-include" in command for command in commands)
+
+
 def _of(commands: list[str], name: str) -> list[int]:
     return [index for index, command in enumerate(commands) if name in command and " -c " in command]
 
@@ -73,7 +110,7 @@ def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str
     assert [".half0.cpp" in commands[index] for index in calls].count(True) == 1
     assert [".half1.cpp" in commands[index] for index in calls].count(True) == 1
     assert (len(calls), len(kernels)) == (2, 1)
-    assert max(calls + kernels) < weights
+    assert not any(commands[index].startswith("main: ") for index in calls + kernels)
     assert commands.index("meanwhile") < weights
     assert commands.count("meanwhile") == 1
 
@@ -83,7 +120,8 @@ def test_another_command_is_run_as_ever(commands: list[str], tmp_path: Path, mon
     compiled(tmp_path, PLAIN)
     *early_ones, late = _of(commands, ".wrapper")
     assert len(early_ones) == 2
-    assert max(early_ones) < commands.index("weights") < late
+    assert commands.index("weights") < late
+    assert [commands[index].startswith("main: ") for index in (*early_ones, late)] == [False, False, True]
     assert all("USE_MMAP_EXTERNAL" in commands[index] for index in early_ones)
     assert "USE_MMAP_EXTERNAL" not in commands[late]
 

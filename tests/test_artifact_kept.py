@@ -102,6 +102,13 @@ def _other_strides(gm: GraphModule) -> None:
         relu.args = (gm.graph.call_function(torch.ops.aten.permute.default, (copied, [1, 0])),)
 
 
+def _alike(gm: GraphModule) -> None:
+    """What is another operation, and gives the same."""
+    (relu,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
+    with gm.graph.inserting_before(relu):
+        relu.args = (gm.graph.call_function(torch.ops.aten.neg.default, relu.args),)
+
+
 def _another_function(gm: GraphModule) -> None:
     (relu,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
     relu.target = torch.ops.aten.isnan.default
@@ -115,12 +122,13 @@ def _another_function(gm: GraphModule) -> None:
         (small, _another_input),
         (small, _other_strides),
         (small, _another_function),
+        (small, _alike),
         (of_a_plan, _nothing),
     ],
-    ids=["small", "rows", "strides", "function", "plan"],
+    ids=["small", "rows", "strides", "function", "alike", "plan"],
 )
 def test_values_are_those_of_a_run(graph: Callable[[], GraphModule], change: Change) -> None:
     plain, all_runs = propagated(graph, change, keep=False)
     seen, runs = propagated(graph, change, keep=True)
     assert seen == plain
-    assert runs < all_runs * (0.6 if change is _nothing else 1)
+    assert runs < all_runs * (0.7 if change in (_nothing, _alike) else 1)

@@ -19,12 +19,12 @@ from unittest import mock
 
 from torch._inductor import codecache, config
 from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
-from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.exc import CppCompileError
 from torch._inductor.virtualized import V
 
 from vggt_compile.artifact import halves
 from vggt_compile.artifact.behind import Flags, Weights
+from vggt_compile.artifact.headers import Headers, asked
 from vggt_compile.artifact.later import Later
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,11 @@ CALLS, KERNELS = "wrapper.cpp", "kernel.cpp"
 
 
 @contextmanager
-def begun_early(weights: Weights, meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
+def begun_early(headers: Headers, weights: Weights, meanwhile: Iterable[Later[Any]]) -> Iterator[None]:
     """For one compile. Where torch then asks for another command, that one is run as ever.
 
     Args:
+        headers: read as they were compiled, if they are by then.
         weights: taken when the code is written.
         meanwhile: begun then.
     """
@@ -52,7 +53,7 @@ def begun_early(weights: Weights, meanwhile: Iterable[Later[Any]]) -> Iterator[N
                 for one in meanwhile:
                     one.begin()
             if extension in (CALLS, KERNELS) and not config.aot_inductor.precompile_headers:
-                builder, work = _begun(Path(path), weights.flags, build)
+                builder, work = _begun(Path(path), weights.flags, headers, build)
                 begun[_target(builder)] = builder.get_command_line(), beside.submit(work)
             return key, path
 
@@ -69,16 +70,20 @@ def begun_early(weights: Weights, meanwhile: Iterable[Later[Any]]) -> Iterator[N
             yield
 
 
-def _begun(path: Path, flags: Flags, build: Callable[[CppBuilder], None]) -> tuple[CppBuilder, Callable[[], None]]:
+def _begun(
+    path: Path, flags: Flags, headers: Headers, build: Callable[[CppBuilder], None]
+) -> tuple[CppBuilder, Callable[[], None]]:
     """What torch is going to make of a file, and what makes it."""
+    graph: Any = V.graph
+    options = partial(asked, graph.aot_mode, graph.device_type, flags, compile_only=True)
     calls = path.name.endswith(CALLS)
-    whole = _builder(path, flags, calls)
+    whole = _builder(path, options(min_optimize=calls))
     parts = halves.halves(path.read_text()) if calls else None
     if parts is None:
         return whole, partial(build, whole)
     folder = TemporaryDirectory(dir=path.parent)
     sources = [Path(folder.name) / f"{path.stem}.half{index}.cpp" for index in range(len(parts))]
-    builders = [_builder(source, flags, calls) for source in sources]
+    builders = [_builder(source, headers.read_by(options(min_optimize=True))) for source in sources]
 
     def made(builder: CppBuilder) -> Path:
         build(builder)
@@ -99,18 +104,5 @@ def _target(builder: CppBuilder) -> str:
     return str(builder.get_target_file_path())
 
 
-def _builder(path: Path, flags: Flags, calls: bool) -> CppBuilder:
-    """What torch is going to make of a file."""
-    graph: Any = V.graph
-    external, mapped = flags
-    options = CppTorchDeviceOptions(
-        compile_only=True,
-        min_optimize=calls,
-        aot_mode=graph.aot_mode,
-        device_type=graph.device_type,
-        use_mmap_weights=mapped,
-        use_mmap_weights_external=external,
-        use_relative_path=False,
-        vec_isa=pick_vec_isa(),
-    )
+def _builder(path: Path, options: CppTorchDeviceOptions) -> CppBuilder:
     return CppBuilder(path.stem, str(path), options, output_dir=str(path.parent))

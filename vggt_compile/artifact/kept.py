@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -24,7 +24,16 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.symbols import form
 
-State = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+class State(NamedTuple):
+    """A node as it was traced."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any
+
+
 MAY_VIEW = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
 """What Inductor puts in the place of an operation; of the same inputs it gives the same."""
 
@@ -43,13 +52,14 @@ def values_kept() -> Iterator[None]:
         return passes(gm, *given, **named)
 
     def run(prop: FakeTensorProp, node: Node) -> Any:
-        untouched = node in traced and _untouched(node, traced[node])
-        known = value(node)
-        if untouched and same.issuperset(node.all_input_nodes) and _keeps(node, known, prop):
+        if node not in traced:
+            return run_node(prop, node)
+        before = traced[node]
+        if _untouched(node, before) and same.issuperset(node.all_input_nodes) and _keeps(node, before.value, prop):
             same.add(node)
-            return known
+            return before.value
         result = run_node(prop, node)
-        if untouched and ((node.op == "get_attr" and known is None) or form(known) == form(value(node))):
+        if _gives_the_same(node, before):
             same.add(node)
         return result
 
@@ -61,13 +71,18 @@ def values_kept() -> Iterator[None]:
 
 
 def _state(node: Node) -> State:
-    return node.target, node._args, node._kwargs
+    return State(node.target, node._args, node._kwargs, value(node))
 
 
 def _untouched(node: Node, before: State) -> bool:
-    """Whether nobody has set what a node calls, or with what."""
-    target, args, kwargs = before
-    return node.target in (target, MAY_VIEW.get(target)) and node._args is args and node._kwargs is kwargs
+    """Whether nobody has set what a node calls, with what, or what it gives."""
+    same_call = node.target in (before.target, MAY_VIEW.get(before.target))
+    return same_call and node._args is before.args and node._kwargs is before.kwargs and value(node) is before.value
+
+
+def _gives_the_same(node: Node, before: State) -> bool:
+    """Whether what a node was found to give now is as it was traced; a weight has no value in a trace."""
+    return (node.op == "get_attr" and before.value is None) or form(before.value) == form(value(node))
 
 
 def _keeps(node: Node, known: Any, prop: FakeTensorProp) -> bool:

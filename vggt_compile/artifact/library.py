@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule
 from vggt_compile import caches
 from vggt_compile.artifact import blocks, bodies, convolutions, early, kept, kernels, listed, loops, scopes, unchanged
 from vggt_compile.artifact.behind import Weights
+from vggt_compile.artifact.headers import Headers
 from vggt_compile.artifact.later import Later
 from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program
@@ -121,8 +122,9 @@ def _compiled(gm: GraphModule, images: Tensor, settings: dict[str, Any], meanwhi
         stack.enter_context(blocks.called(gm))
         stack.enter_context(scalar_beside_a_gpu([images]))
         stack.enter_context(launchers_side_by_side())
+        headers = stack.enter_context(Headers(gm, images.device.type, settings))
         weights = stack.enter_context(Weights())
-        stack.enter_context(early.begun_early(weights, meanwhile))
+        stack.enter_context(early.begun_early(headers, weights, meanwhile))
         found = torch._inductor.aot_compile(gm, (images,), options=settings)
         assert isinstance(found, list)
         weights.put_behind(_machine_code(found))
