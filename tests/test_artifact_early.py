@@ -56,6 +56,13 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.fixture(autouse=True)
+def headers_begin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take seconds, and so only where a test is about them."""
+    if "headers" not in request.node.name:
+        monkeypatch.setattr(Headers, "_begin", lambda *_: None)
+
+
 def compiled(folder: Path, inductor: dict[str, Any], said: list[str] | None = None) -> None:
     """A library that gives what its model gives; what may go on meanwhile says so."""
     later = Later(lambda: None if said is None else said.append("meanwhile"))
