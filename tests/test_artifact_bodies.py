@@ -19,6 +19,10 @@ from torch.fx import GraphModule
 from written import written
 
 from vggt_compile.artifact import bodies
+from vggt_compile.artifact.program import program
+from vggt_compile.artifact.request import Span
+from vggt_compile.families.frame_loop import over_frames
+from vggt_compile.plan import Plan
 
 
 class Loop(nn.Module):
@@ -76,3 +80,52 @@ def test_the_loop_is_that_of_a_trace(blocks: bool) -> None:
     seen, ran = decomposed(*prepared(blocks), copied=True)
     assert seen == plain
     assert ran == blocks
+
+
+class Maps(nn.Module):
+    """Of each frame, made by a head that is shared, with a table of its own and sizes that its code knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.shared = nn.ModuleList([self.conv])
+        self.register_buffer("table", torch.arange(8.0), persistent=False)
+
+    def head(self, images: Tensor, rows: Tensor, frames: Any) -> dict[str, Tensor]:
+        batch, last = images.shape[0], 2 * frames + 1
+        seen = self.shared[0](images.index_select(1, rows).flatten(0, 1)).unflatten(0, (batch, -1))
+        return {"maps": seen * self.table, "of": (rows / last).expand(batch, -1).clone()}
+
+    def forward(self, images: Tensor) -> Any:
+        frames = images.shape[1]
+        made: Any = over_frames(lambda rows: self.head(images, rows, frames), frames, 4, images.device, equal=True)
+        return made
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("fails", [False, True], ids=["traced", "by Dynamo"])
+def test_bodies_are_traced_without_dynamo(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a trace fails; for any number of scenes and frames they give what the model gives."""
+    compiles: list[str] = []
+    compile_ = torch.compile
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        compiles.append("Dynamo")
+        return compile_(*args, **kwargs)
+
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("a size is not tracked")
+
+    monkeypatch.setattr(torch, "compile", counted)
+    if fails:
+        monkeypatch.setattr(bodies, "_body", failing)
+    model, images = Maps().eval(), torch.rand(2, 21, 3, 6, 8)
+    span = Span((3, 21), (1, 2), (6, 8))
+    run = program(model, span, Plan.read({}), "fp32", images.device, strict=False).graph
+    assert bool(compiles) == fails
+    with torch.no_grad():
+        for scenes, frames in ((1, 3), (2, 4), (2, 9), (1, 21)):
+            given = images[:scenes, :frames]
+            want = model.head(given, torch.arange(frames), frames)
+            torch.testing.assert_close(run(given), want)

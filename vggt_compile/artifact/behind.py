@@ -48,14 +48,13 @@ class Weights:
 
     def take(self, graph: Any) -> None:
         """The weights of a graph whose code is written; those that would not be mapped are left to torch."""
-        if not config.aot_inductor.package_constants_in_so:
-            return
         names = [name for name in graph.constants if name not in graph.folded_constants]
-        held = [graph.get_original_value_of_constant(name) for name in names]
+        inside = config.aot_inductor.package_constants_in_so
+        held = [graph.get_original_value_of_constant(name) for name in names if inside]
         aligned = 1 if all(x.is_cuda for x in held) else ALIGN_BYTES
         held = [x for x in held if x.numel()]
         self.flags = determine_aoti_mmap_flags(sum(_size(x) for x in held))
-        if self.flags == (False, True) and not any(x.is_mkldnn for x in held):
+        if held and self.flags == (False, True) and not any(x.is_mkldnn for x in held):
             self._torch.enter_context(config.patch({"aot_inductor.package_constants_in_so": False}))
             decide = mock.Mock(return_value=self.flags)
             self._torch.enter_context(mock.patch.object(codecache, "determine_aoti_mmap_flags", decide))

@@ -10,6 +10,7 @@ runs the body. What the body does stands in its graph already.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,6 +36,8 @@ from vggt_compile.families import frame_loop
 from vggt_compile.graph.dialect import value
 from vggt_compile.graph.symbols import form
 from vggt_compile.graph.writes import gives_new_tensors
+
+log = logging.getLogger(__name__)
 
 Turn = Callable[[Tensor, Tensor], tuple[Tensor, Any]]
 
@@ -69,7 +72,12 @@ def _scan(turn: Turn, init: Tensor, xs: Tensor) -> tuple[Tensor, Any]:
         carried, parts = scan(turn, init, xs)
         return carried, parts
     sizes = _sizes(mode.tracer, turn)
-    body, spec = _body(mode.tracer, turn, init, xs, sizes)
+    try:
+        body, spec = _body(mode.tracer, turn, init, xs, sizes)
+    except RuntimeError as error:  # the code of the body may know a size in a way that a trace of it does not
+        log.info("the body of a loop is traced by Dynamo: %s", error)
+        carried, parts = scan(turn, init, xs)
+        return carried, parts
     read = _read(body)
     with _copying(body):
         carried, *leaves = scan_op(body, [init], [xs], (*sizes, *read))
