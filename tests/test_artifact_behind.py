@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,13 +64,27 @@ def test_they_are_what_torch_writes(device: str, tmp_path: Path, monkeypatch: py
     assert len(seen) >= 4 * (64 * 3 + 3 + 7 * 5)
 
 
-def test_few_weights_are_left_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_weights(self: Weights, library: Path) -> None:
-        assert self.flags == (False, False)
-        assert self._taken is None
-
-    monkeypatch.setattr(Weights, "put_behind", no_weights)
-    compiled(tmp_path / "model", "cpu", {})
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({}, (False, False)),
+        (MAPPED, (False, True)),
+        (MAPPED | {"aot_inductor.package_constants_in_so": False}, (False, True)),
+    ],
+    ids=["few", "mapped", "given later"],
+)
+def test_only_mapped_ones_are_taken_from_torch(settings: dict[str, object], flags: tuple[bool, bool]) -> None:
+    x = torch.arange(5.0)
+    graph = SimpleNamespace(constants={"x": x}, folded_constants=[], get_original_value_of_constant=lambda _: x)
+    with config.patch(settings):
+        inside = config.aot_inductor.package_constants_in_so
+        with Weights() as weights:
+            weights.take(graph)
+            assert weights.flags == flags
+            taken = settings is MAPPED
+            assert (weights._taken is not None) == taken
+            assert config.aot_inductor.package_constants_in_so == (inside and not taken)
+        assert config.aot_inductor.package_constants_in_so == inside
 
 
 def test_a_file_that_is_no_such_library_is_left_as_it_is(tmp_path: Path) -> None:

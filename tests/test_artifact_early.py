@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import codecache, cpp_builder
 from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
-from torch._inductor.exc import InductorError
+from torch._inductor.exc import CppCompileError, InductorError
 
 from vggt_compile.artifact import behind, early, halves, headers
 from vggt_compile.artifact.headers import Headers
@@ -101,10 +101,16 @@ def test_headers_are_compiled_meanwhile(commands: list[str], tmp_path: Path) -> 
     assert all(one.startswith("! ") and "headers.h.gch" in one.splitlines()[0] for one in read)
 
 
-def test_headers_that_are_not_there_are_read_as_they_are(commands: list[str], tmp_path: Path) -> None:
-    with mock.patch.object(headers, "READ", ("no such header",)):
-        compiled(tmp_path, PLAIN)
-    assert not any("-include" in command for command in commands)
+def test_headers_that_are_not_there_are_read_as_they_are(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = headers.asked(True, "cpu", (False, False), min_optimize=True, compile_only=True)
+    monkeypatch.setattr(headers, "READ", ("no such header",))
+    with caplog.at_level("INFO"), Headers(torch.fx.symbolic_trace(Model()), "cpu", PLAIN) as made:
+        assert made._made is not None
+        assert isinstance(made._made.exception(), CppCompileError)
+        assert made.read_by(options).precompiled_header is None
+    assert "headers are not compiled ahead" in caplog.text
 
 
 def _of(commands: list[str], name: str) -> list[int]:
@@ -124,38 +130,23 @@ def test_what_is_written_is_compiled_before_weights_are_there(commands: list[str
 
 def test_another_command_is_run_as_ever(commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behind, "determine_aoti_mmap_flags", lambda size: (True, False))
+    monkeypatch.setattr(halves, "halves", lambda code: None)
     compiled(tmp_path, PLAIN)
     *early_ones, late = _of(commands, ".wrapper")
-    assert len(early_ones) == 2
+    assert len(early_ones) == 1
     assert commands.index("weights") < late
-    assert [commands[index].startswith("main: ") for index in (*early_ones, late)] == [False, False, True]
+    assert [commands[index].startswith("main: ") for index in (*early_ones, late)] == [False, True]
     assert all("USE_MMAP_EXTERNAL" in commands[index] for index in early_ones)
     assert "USE_MMAP_EXTERNAL" not in commands[late]
 
 
-@pytest.mark.parametrize(
-    ("parts", "after"),
-    [(None, [".wrapper.cpp"]), (("int", "int x;"), [".half0.cpp", ".half1.cpp", ".wrapper.cpp"])],
-    ids=["unknown", "no C++"],
-)
-def test_code_without_halves_is_compiled_in_one(
-    parts: Any, after: list[str], commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(halves, "halves", lambda code: parts)
-    compiled(tmp_path, PLAIN)
-    calls = [commands[index] for index in _of(commands, ".wrapper")]
-    assert sorted(calls) == sorted(command for name in after for command in calls if name in command)
-    assert len(calls) == len(after)
-    assert after[-1] in calls[-1]
-    assert not list(tmp_path.rglob("*half*"))
-
-
-def test_halves_are_one_library(tmp_path: Path) -> None:
+def test_halves_are_one_library(commands: list[str], tmp_path: Path) -> None:
     """Each has what the other lacks, and both have the class of kernels, as one that no other library sees."""
     seen: list[str] = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(halves, "halves", lambda code: seen.append(code))
+    with mock.patch.object(halves, "halves", seen.append):  # code without halves is compiled in one
         compiled(tmp_path, PLAIN)
+    assert len(_of(commands, ".wrapper.cpp")) == 1
+    assert not _of(commands, ".half")
     (code,) = seen
     calls, around = halves.halves(code) or pytest.fail("torch writes otherwise")
     for mark, half in (
