@@ -14,6 +14,7 @@ from torch._higher_order_ops.scan import scan
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes import post_grad
 from torch._inductor.virtualized import V
+from torch._subclasses import FakeTensor
 from torch.export import Dim
 from torch.fx import GraphModule
 from written import written
@@ -44,7 +45,7 @@ class Loop(nn.Module):
         return scan(turn, torch.zeros(()), x.unflatten(0, (-1, 3)))
 
 
-def prepared(blocks: bool) -> tuple[GraphModule, Tensor]:
+def prepared(blocks: bool) -> tuple[GraphModule, FakeTensor]:
     """As it is before Inductor makes another loop of it."""
     x = torch.rand(12, 4)
     with torch.no_grad():
@@ -56,14 +57,14 @@ def prepared(blocks: bool) -> tuple[GraphModule, Tensor]:
     return flat, example
 
 
-def decomposed(gm: GraphModule, example: Tensor, copied: bool) -> tuple[list[Any], int]:
+def decomposed(gm: GraphModule, example: FakeTensor, copied: bool) -> tuple[list[Any], int]:
     """What is made of it, and how often the body of its loop ran."""
     body = next(part for name, part in gm.named_modules() if "scan_combine" in name)
     ran = mock.Mock(side_effect=type(body).forward)
     with (
         mock.patch.object(type(body), "forward", lambda self, *args: ran(self, *args)),
         bodies.copied() if copied else nullcontext(),
-        V.set_fake_mode(example.fake_mode),  # type: ignore[attr-defined]
+        V.set_fake_mode(example.fake_mode),
         torch.no_grad(),
     ):
         post_grad.decompose_scan_to_while_loop(gm)

@@ -25,7 +25,7 @@ def _lines(gm: GraphModule, modules: bool) -> list[Any]:
 
 def _line(node: Node, number: dict[Node, str]) -> tuple[str, ...]:
     called = "" if node.op in ("placeholder", "get_attr") else str(node.target)
-    operands = str(map_arg((node.args, node.kwargs), number.__getitem__))  # type: ignore[arg-type]
+    operands = str(map_arg((node.args, node.kwargs), number.get))
     return node.op, re.sub("0x[0-9a-f]+", "", called), operands, str(_seen(value(node)))
 
 

@@ -68,20 +68,19 @@ def copied() -> Iterator[None]:
 def _scan(turn: Turn, init: Tensor, xs: Tensor) -> tuple[Tensor, Any]:
     """As torch's `scan`, for one tensor that is carried and one that is sliced."""
     mode = get_proxy_mode()
-    if mode is None or torch.compiler.is_dynamo_compiling():
-        carried, parts = scan(turn, init, xs)
-        return carried, parts
-    sizes = _sizes(mode.tracer, turn)
-    try:
-        body, spec = _body(mode.tracer, turn, init, xs, sizes)
-    except RuntimeError as error:  # the code of the body may know a size in a way that a trace of it does not
-        log.info("the body of a loop is traced by Dynamo: %s", error)
-        carried, parts = scan(turn, init, xs)
-        return carried, parts
-    read = _read(body)
-    with _copying(body):
-        carried, *leaves = scan_op(body, [init], [xs], (*sizes, *read))
-    return carried, tree_unflatten(leaves, spec)
+    if mode is not None and not torch.compiler.is_dynamo_compiling():
+        sizes = _sizes(mode.tracer, turn)
+        try:
+            body, spec = _body(mode.tracer, turn, init, xs, sizes)
+        except RuntimeError as error:  # the code of the body may know a size in a way that a trace of it does not
+            log.info("the body of a loop is traced by Dynamo: %s", error)
+        else:
+            read = _read(body)
+            with _copying(body):
+                carried, *leaves = scan_op(body, [init], [xs], (*sizes, *read))
+            return carried, tree_unflatten(leaves, spec)
+    carried, parts = scan(turn, init, xs)
+    return carried, parts
 
 
 def _sizes(tracer: Any, turn: Turn) -> list[SymInt]:

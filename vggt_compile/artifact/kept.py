@@ -88,7 +88,8 @@ def _gives_the_same(node: Node, before: State) -> bool:
 def _keeps(node: Node, known: Any, prop: FakeTensorProp) -> bool:
     """Whether an operation gives what it gave before, in memory of its own, or in that of its input."""
     if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
-        return node.target is scan or (node.target is invoke_subgraph and node.args[1] in prop.seen_subgraphs)
+        again = node.target is scan or (node.target is invoke_subgraph and node.args[1] in prop.seen_subgraphs)
+        return known is not None and again
     if not isinstance(known, FakeTensor) or known.fake_mode is not prop._mode:
         return False
     if all(made.alias_info is None for made in node.target._schema.returns):

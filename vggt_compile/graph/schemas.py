@@ -56,7 +56,7 @@ def _made(subgraph: Any) -> list[Any] | None:
         return None
     made = [value(node) for node in subgraph.graph.output_node().all_input_nodes]
     given: Any = subgraph.graph.output_node().args[0]
-    return None if None in made or len(made) != len(given) else made
+    return made if len(made) == len(given) and all(one is not None for one in made) else None
 
 
 def _changes_nothing(made: list[Any], hop: Any, subgraph: GraphModule, identifier: str, *operands: Any) -> Any:
