@@ -81,7 +81,7 @@ def library(
     files = [file for file in found if isinstance(file, str) and file]
     constants = {key: tensor for file in found if not isinstance(file, str) for key, (tensor, _) in file.items()}
     known = first[0].constants if first else constants
-    own = tuple(sorted(key for key, tensor in constants.items() if not _same(tensor, known.get(key))))
+    own = tuple(sorted(key for key, tensor in constants.items() if not serves(known.get(key), tensor)))
     return Library(Entry(name, made.span, own, made.report.to_dict()), files, constants, not first)
 
 
@@ -135,5 +135,8 @@ def _machine_code(files: Sequence[Any]) -> Path:
     return Path(next(file for file in files if isinstance(file, str) and file.endswith(".so")))
 
 
-def _same(tensor: Tensor, other: Tensor | None) -> bool:
-    return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
+def serves(tensor: Tensor | None, other: Tensor) -> bool:
+    """Whether code for the second can be given the first, which may lie in another place: strides are in the code."""
+    if tensor is None or tensor.dtype != other.dtype or tensor.stride() != other.stride():
+        return False
+    return torch.equal(tensor, other)

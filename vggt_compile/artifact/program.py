@@ -17,12 +17,13 @@ from torch.fx.experimental import _config as symbolic
 from vggt_compile.artifact import alike, bodies
 from vggt_compile.artifact.request import Span
 from vggt_compile.artifact.stages import Stages
+from vggt_compile.artifact.stored import store_channels_last, store_rounded
 from vggt_compile.errors import ExportFailed
 from vggt_compile.families import trace
 from vggt_compile.families.forms import dense_heads_see_at_most
 from vggt_compile.graph import code
 from vggt_compile.graph.casts import Unclear
-from vggt_compile.graph.dialect import is_attention_like, value
+from vggt_compile.graph.dialect import is_attention_like
 from vggt_compile.graph.flatten import flatten
 from vggt_compile.graph.plain import plain
 from vggt_compile.plan import Plan
@@ -63,6 +64,7 @@ def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: to
             report = rewrite(gm, plan, strict=strict, guard=False)
         if precision == "bf16":
             store_rounded(gm)
+        store_channels_last(gm)
     gm.recompile()
     publish(report)
     return Program(span, gm, images, report, at)
@@ -141,40 +143,3 @@ def _two_for_one() -> AbstractContextManager[Any]:
     """Within the block what holds for two of something is taken to hold for one."""
     patched: AbstractContextManager[Any] = symbolic.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     return patched
-
-
-def store_rounded(gm: GraphModule) -> None:
-    """Keep in bf16 the weights that a graph reads in bf16 only: the same numbers in half the memory."""
-    weights: dict[str, list[Node]] = {}
-    for node in gm.graph.nodes:
-        if node.op == "get_attr" and isinstance(_attribute(gm, node.target), Tensor):
-            weights.setdefault(node.target, []).append(node)
-    for name, nodes in weights.items():
-        casts = [user for node in nodes for user in node.users]
-        if not casts or not all(map(_rounds, casts)):
-            continue
-        owner, _, last = name.rpartition(".")
-        rounded = _attribute(gm, name).detach().to(torch.bfloat16)
-        module = gm.get_submodule(owner)
-        delattr(module, last)
-        module.register_parameter(last, nn.Parameter(rounded, requires_grad=False))  # AOTInductor copies buffers
-        for cast in casts:
-            node = cast.args[0]
-            assert isinstance(node, Node)
-            node.meta["val"] = value(cast)
-            cast.replace_all_uses_with(node)
-            gm.graph.erase_node(cast)
-    gm.graph.lint()
-    gm.recompile()
-
-
-def _attribute(gm: GraphModule, name: str) -> Any:
-    owner, _, last = name.rpartition(".")
-    return getattr(gm.get_submodule(owner), last)
-
-
-def _rounds(node: Node) -> bool:
-    """Whether a node is its first argument in bf16."""
-    to = torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default
-    dtype = node.args[1] if len(node.args) > 1 else node.kwargs.get("dtype")
-    return node.target in to and dtype == torch.bfloat16
