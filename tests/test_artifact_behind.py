@@ -61,7 +61,7 @@ def test_they_are_what_torch_writes(device: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Weights, "take", lambda self, graph: taken.append(graph))
     assert seen == compiled(tmp_path / "torch", device, MAPPED)
     assert len(taken) == 1
-    assert len(seen) >= 4 * (64 * 3 + 3 + 7 * 5)
+    assert len(seen) >= 4 * (64 * 3 + 6 * 3)  # the bias is in the code
 
 
 @pytest.mark.parametrize(

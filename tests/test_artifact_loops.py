@@ -52,8 +52,11 @@ class Maps(nn.Module):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_one_graph_serves_less_than_a_run_and_many(device: str, tmp_path: Path) -> None:
+def test_one_graph_serves_less_than_a_run_and_many(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a kernel is tried out for a GPU, Inductor has it read frames of any number."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # some of a GPU's convolutions would round, not all
     model, path = Maps().eval().to(device), tmp_path / "model.pt2"
     images = torch.rand(1, 41, 3, 8, 10, device=device)
     made = vggt_compile.export(model, images, plan={}, frames=(3, 41), path=path, outline_heads=True)
