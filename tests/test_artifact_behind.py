@@ -19,6 +19,9 @@ from vggt_compile.artifact.stages import Stages
 from vggt_compile.report import Report
 
 MAPPED = {"aot_inductor.force_mmap_weights": True}  # as of a model with more than 2 GB
+SIZE = {"cpu": 960, "cuda": 840}
+"""Of weights in bytes: a map of 64·3 numbers and a view of 18, of which a CPU keeps what it is a view of, 35, up to a
+multiple of 64. The bias is in the code."""
 CPU, GPU = pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)
 
 
@@ -61,7 +64,7 @@ def test_they_are_what_torch_writes(device: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Weights, "take", lambda self, graph: taken.append(graph))
     assert seen == compiled(tmp_path / "torch", device, MAPPED)
     assert len(taken) == 1
-    assert len(seen) >= 4 * (64 * 3 + 6 * 3)  # the bias is in the code
+    assert len(seen) == SIZE[device]
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,12 @@ SITES = {
 
 @contextlib.contextmanager
 def model(name: str) -> Iterator[nn.Module]:
-    """A small instance of a published model in evaluation mode; usable within the block."""
+    """A small instance of a published model in evaluation mode; usable within the block. Always the same weights."""
     with importable(CHECKOUT[name]):
-        yield BUILD[name]()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = BUILD[name]()
+        yield net
 
 
 def scene(name: str, batch: int = 1, frames: int = 3, grid: tuple[int, int] = (3, 4)) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from vggt_compile.graph.dialect import value
+from vggt_compile.graph.dialect import named_operands, value
 from vggt_compile.ops import attention  # noqa: F401  # the operator that is looked for
 from vggt_compile.ops.operands import Operands
 
@@ -26,7 +26,6 @@ def attentions(gm: GraphModule) -> Iterator[Operands]:
 def _operands(node: Node) -> Operands:
     assert isinstance(node.target, torch._ops.OpOverload)
     arguments = node.target._schema.arguments
-    given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
-    given |= dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
-    seen: dict[str, Any] = {name: map_arg(one, value) for name, one in given.items()}
+    usual = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    seen: dict[str, Any] = {name: map_arg(one, value) for name, one in (usual | named_operands(node)).items()}
     return Operands(**seen | {"scale": seen["scale"] or 1.0})

@@ -26,6 +26,7 @@ from vggt_compile.graph.casts import Unclear
 from vggt_compile.graph.dialect import is_attention_like
 from vggt_compile.graph.flatten import flatten
 from vggt_compile.graph.plain import plain
+from vggt_compile.graph.views import copy_what_cannot_be_viewed
 from vggt_compile.plan import Plan
 from vggt_compile.report import Report, publish
 from vggt_compile.rewrite import rewrite
@@ -106,9 +107,7 @@ def _decomposed(exported: ExportedProgram) -> GraphModule:
     flat = exported.run_decompositions({}).module(check_guards=False)
     for node, path in zip(_attentions(flat), stacks, strict=True):
         node.meta["nn_module_stack"] = path
-    for node in flat.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        node.target = torch.ops.aten.reshape.default  # a rewrite may lay out anew what was viewed
-    flat.recompile()
+    copy_what_cannot_be_viewed(flat)
     return flat
 
 

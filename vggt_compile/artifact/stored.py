@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from vggt_compile.graph.dialect import value
+from vggt_compile.graph.dialect import named_operands, value
 from vggt_compile.graph.loops import loops
+from vggt_compile.graph.views import copy_what_cannot_be_viewed
 
 aten = torch.ops.aten
 
@@ -61,7 +62,7 @@ def store_channels_last(gm: GraphModule) -> None:
                 node.meta["val"] = channels_last(value(node))
             laid_out = True
     if laid_out:
-        _copy_what_cannot_be_viewed(gm)
+        copy_what_cannot_be_viewed(gm)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -116,16 +117,6 @@ def _convolves(node: Node, weight: Node) -> bool:
     """Whether a node is a convolution without groups, by this weight."""
     if node.target not in CONVOLUTIONS:
         return False
-    target: Any = node.target
-    names = [argument.name for argument in target._schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return [name for name, operand in given.items() if operand is weight] == ["weight"] and given.get("groups", 1) == 1
-
-
-def _copy_what_cannot_be_viewed(gm: GraphModule) -> None:
-    """A view that a trace wrote down may need the order of dimensions that it saw."""
-    for part in gm.modules():
-        if isinstance(part, GraphModule):
-            for node in part.graph.find_nodes(op="call_function", target=aten.view.default):
-                node.target = aten.reshape.default
-            part.recompile()
+    operands = named_operands(node)
+    reads = [name for name, operand in operands.items() if operand is weight]
+    return reads == ["weight"] and operands.get("groups", 1) == 1

@@ -105,6 +105,13 @@ def operation(node: Node) -> str:
     return {"truediv": "div"}.get(name, name) if home in ("torch", "_operator") else ""
 
 
+def named_operands(node: Node) -> dict[str, Any]:
+    """The operands of an operator that has a schema, by the names that it gives them; those left out are not there."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = (argument.name for argument in node.target._schema.arguments)
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
 def acts_on_elements(node: Node) -> bool:
     """Whether each element of the value depends on one of each operand, up to broadcasting, and on no chance."""
     if in_place(node):

@@ -11,7 +11,7 @@ from torch._higher_order_ops.scan import scan_op as scan
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import GraphModule, Node
 
-from vggt_compile.graph.dialect import value
+from vggt_compile.graph.dialect import named_operands, value
 
 RUN_SUBGRAPHS = (invoke_subgraph, scan)
 """Operators that do what their sub-graphs do, and nothing else."""
@@ -54,10 +54,9 @@ def _is_plain(node: Node) -> bool:
 
 
 def _written(node: Node, target: OpOverload) -> list[Any]:
-    arguments = target._schema.arguments
-    given = dict(zip((one.name for one in arguments), node.args, strict=False)) | node.kwargs
-    written = (one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write)
-    return [given[name] for name in written if name in given]  # what is left out is none
+    operands = named_operands(node)
+    written = (one.name for one in target._schema.arguments if one.alias_info is not None and one.alias_info.is_write)
+    return [operands[name] for name in written if name in operands]  # what is left out is none
 
 
 def _own(node: Any) -> bool:
