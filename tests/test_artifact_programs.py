@@ -18,7 +18,8 @@ from torch.fx import GraphModule
 
 from vggt_compile.artifact import build as building
 from vggt_compile.artifact import request
-from vggt_compile.artifact.library import plain_calls
+from vggt_compile.artifact.library import Library, plain_calls
+from vggt_compile.artifact.manifest import Entry
 from vggt_compile.artifact.program import Program, program
 from vggt_compile.artifact.request import PIXELS_AT_ONCE, Span, spans
 from vggt_compile.backend import vggt_sparse_eager
@@ -207,6 +208,31 @@ def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
     made = [program(build(SPEC), part, plan, "fp32", CPU, strict=False) for part in parts]
     assert [bool(one.report.rewritten) for one in made] == [True, False]
     assert all(building._cut(part, one, plan) == [part] for part, one in zip(parts, made, strict=True))
+
+
+@pytest.mark.parametrize(("high", "traced_for"), [(20, [(3, 20), (3, 7)]), (8, [(3, 8), (8, 8), (3, 7)])])
+def test_what_a_plan_is_applied_to_is_traced_once(high: int, traced_for: list[tuple[int, int]]) -> None:
+    """A program for all counts serves those that have enough tokens; a single count has a program of its own."""
+    plan, seen, made = Plan.read(FRAME | {"min_tokens": 80}), list[tuple[int, int]](), list[Program]()
+    model = build(SPEC)
+
+    def trace(span: Span) -> Program:
+        seen.append(span.frames)
+        return program(model, span, plan, "fp32", CPU, strict=False)
+
+    def compiled(one: Program, name: str, first: list[Library], meanwhile: object) -> Library:
+        made.append(one)
+        return Library(Entry(name, one.span, (), {}), [], {}, not first)
+
+    building._libraries(spans((3, high), (1, 1), (4, 6)), trace, compiled, None, lambda made, one, want: one, plan)
+    assert seen == traced_for
+    assert [one.span.frames for one in made] == [(8, high), (3, 7)]
+    assert [one.stages.span for one in made] == [one.span for one in made]
+    for one, frames in ((made[0], 8), (made[0], high), (made[1], 3), (made[1], 7)):
+        x = scene(frames=frames)
+        with torch.no_grad():
+            want = by_hand(model, x) if frames >= 8 else model(x)
+            torch.testing.assert_close(one.graph(x), want, rtol=1e-4, atol=1e-5)
 
 
 def test_the_code_that_calls_kernels_is_not_optimised_unless_somebody_asks() -> None:

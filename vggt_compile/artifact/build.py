@@ -128,12 +128,14 @@ def _libraries(
 ) -> list[Library]:
     """Each span traced, compiled and kept; one that a graph, or its compile, cannot serve as a whole is in parts."""
     done: list[Library] = []
-    waiting = list(wanted)
+    waiting, known = list(wanted), dict[Span, Program]()
     while waiting:
         span = waiting.pop(0)
-        made = trace(span)
+        made = known.pop(span, None) or trace(span)
         parts = _cut(span, made, plan)
-        if len(parts) == 1:
+        if len(parts) > 1:
+            known = {part: made.for_some(part) for part in parts[:1] if part.frames[0] < part.frames[1]}
+        else:
             parts = _right(made)  # as far as a rewrite asked about sizes; a compile asks more
         if len(parts) == 1:
             want = expect(made) if expect else None
@@ -153,7 +155,10 @@ def _right(made: Program) -> list[Span]:
 
 
 def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:
-    """A compile sees the frame count and compares; a graph for many counts cannot."""
+    """A compile sees the frame count and compares; a graph for many counts cannot.
+
+    The first part is what the plan is applied to, as it was in a graph for all counts.
+    """
     tokens = {row.per_frame for row in made.report.global_rows if row.per_frame}
     fewest = -(-plan.min_tokens // max(tokens)) if tokens and not plan.dense else 0
     low, high = span.frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class Program:
     images: Tensor
     report: Report
     stages: Stages
+
+    def for_some(self, span: Span) -> Program:
+        """The same program, to serve some of its counts only."""
+        return replace(self, span=span, stages=self.stages.of(span))
 
 
 def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: torch.device, strict: bool) -> Program:

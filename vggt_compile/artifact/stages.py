@@ -22,6 +22,12 @@ class Stages:
     def __init__(self, span: Span) -> None:
         self.span, self.seconds = span, dict[str, float]()
 
+    def of(self, span: Span) -> Stages:
+        """What took so long was for another graph as well; what follows is for this one."""
+        follows = Stages(span)
+        follows.seconds.update(self.seconds)
+        return follows
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """What is inside the block, logged at level INFO when it begins and when it ends."""
