@@ -26,10 +26,12 @@ from typing import Any
 from vggt_compile.bench.turns import alone
 
 BESIDE = ("export", "jit", "outline", "heads", "once")
-AFTER = ("artifact", "jit-again", "outline-again", "heads-again", "once-again")
+AFTER = ("artifact", "both", "jit-again", "outline-again", "heads-again", "once-again")
 COMPILES = ("heads", "once", "outline", "jit")
 """Stages that call compiled code, what users have first."""
-CACHES = {name: name.removesuffix("-again") for name in AFTER if name.endswith("-again")}
+CACHES = {name: name.removesuffix("-again") for name in AFTER if name.endswith("-again")} | {"both": "heads"}
+PLACES = ("argv", "stage", "work", "also")
+"""Settings that are no part of what is found."""
 QUICK = ["--device", "cpu", "--preset", "tiny", "--precision", "fp32", "--outputs", "camera", "--plan", "g2f"]
 QUICK += ["--frames", "3", "5", "--range", "3", "8", "--size", "28", "42", "--patience", "0"]
 
@@ -82,6 +84,9 @@ def read(argv: list[str]) -> argparse.Namespace:
         "--outline-heads", action="store_true", help="in the export; stages `outline` and `heads` differ by it"
     )
     parser.add_argument("--patience", type=float, default=5.0, metavar="S", help="to spend on one time, about")
+    parser.add_argument(
+        "--also", type=Path, nargs="*", default=[], metavar="FILE", help="artifacts that stage `both` calls as well"
+    )
     parser.add_argument("--in-turn", action="store_true", help="compile with no other compile beside")
     parser.add_argument("--limit", type=float, default=560.0, metavar="S", help="for everything (default: 560)")
     parser.add_argument("--work", type=Path, help="folder for the artifact and caches; kept")
@@ -90,6 +95,9 @@ def read(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stage", choices=(*BESIDE, *AFTER), help=argparse.SUPPRESS)
     argv = [*QUICK, *argv] if "--quick" in argv else argv
     args = parser.parse_args(argv)
+    names = ["artifact", "compile", *(path.stem for path in args.also)]
+    if len(set(names)) < len(names):
+        parser.error(f"--also: files go by their names without .pt2, and two are alike: {', '.join(names)}")
     args.work = args.work or Path(tempfile.mkdtemp(prefix="vggt_compile-export-"))
     args.work = args.work.resolve()  # caches lie in it, and Inductor runs the C++ compiler in another folder
     args.work.mkdir(parents=True, exist_ok=True)
@@ -114,7 +122,7 @@ class Bench:
             known = self.found.setdefault(stage, {})
             for name, value in results.items():
                 known[name] = known.get(name, {}) | value if isinstance(value, dict) else value
-            settings = {name: value for name, value in vars(self.args).items() if name not in ("argv", "stage", "work")}
+            settings = {name: value for name, value in vars(self.args).items() if name not in PLACES}
             content = {"settings": settings, **self.found, "over_jit": over_jit(self.found)}
             self.args.out.write_text(json.dumps(content, indent=2, default=str) + "\n")
 

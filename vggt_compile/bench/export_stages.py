@@ -10,13 +10,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 Args = argparse.Namespace
+Run = Callable[[Tensor], Any]
 FEW = 32
 """Frames up to which counts are run before a compile waits for its turn: larger ones have the graph of these."""
 
@@ -51,12 +54,51 @@ def artifact(args: Args) -> None:
 
 def jit(args: Args, outline: bool = False, heads: bool = False, warm: bool = False) -> None:
     """The same plan through torch.compile."""
+    first_calls(compiled(args, outline, heads), args, warm)
+
+
+def compiled(args: Args, outline: bool, heads: bool) -> Run:
     from vggt_compile import vggt_sparse
     from vggt_compile.recipes import read_named
 
-    model, switches = load_model(args), {"outline": outline, "outline_heads": heads}
-    options = cast(Any, {"plan": read_named(args.plan)[1], **switches})
-    first_calls(torch.compile(model, backend=vggt_sparse, options=options), args, warm)
+    options = cast(Any, {"plan": read_named(args.plan)[1], "outline": outline, "outline_heads": heads})
+    return cast(Run, torch.compile(load_model(args), backend=vggt_sparse, options=options))
+
+
+def both(args: Args) -> None:
+    """Artifacts and the compile that users have, called in turn in one process; on a GPU their kernels as well."""
+    import vggt_compile
+    from vggt_compile.bench.kinds import by_kind
+    from vggt_compile.bench.parts import profiled
+
+    run = compiled(args, outline=True, heads=True)
+
+    def call_compiled(images: Tensor) -> None:
+        with under_autocast(args):
+            run(images)
+
+    runs: dict[str, Run] = {path.stem: vggt_compile.load(path) for path in args.also}
+    runs |= {"artifact": vggt_compile.load(args.work / "model.pt2"), "compile": call_compiled}
+    sys.stdin.readline()
+    for frames in args.frames:
+        images, at = pictures(args, frames), str(frames)
+        for call in runs.values():
+            call(images)
+        times = in_turn(runs, images, args)
+        say(steady_s={at: {name: statistics.median(taken) for name, taken in times.items()}})
+        say(calls={at: len(times["artifact"])})
+        if args.device.startswith("cuda"):
+            say(gpu={at: {name: by_kind(profiled(partial(call, images))) for name, call in runs.items()}})
+
+
+def in_turn(runs: Mapping[str, Run], images: Tensor, args: Args) -> dict[str, list[float]]:
+    """Seconds of calls, each as often as the others, up to fifteen times."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + args.patience * len(runs)
+    while not times["artifact"] or (time.perf_counter() < end and len(times["artifact"]) < 15):
+        for name, call in runs.items():
+            times[name].append(seconds(call, images, args))
+    return times
 
 
 def once(args: Args, warm: bool = False) -> None:
@@ -68,9 +110,9 @@ def once(args: Args, warm: bool = False) -> None:
     first_calls(run, args, warm)
 
 
-def first_calls(run: Callable[[Tensor], Any], args: Args, warm: bool) -> None:
+def first_calls(run: Run, args: Args, warm: bool) -> None:
     """Under the autocast that the artifact has inside; all is timed later, unless this is a second process."""
-    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
+    with under_autocast(args):
         start = time.perf_counter()
         run(pictures(args, min(args.frames)))
         synchronize(args)
@@ -81,9 +123,17 @@ def first_calls(run: Callable[[Tensor], Any], args: Args, warm: bool) -> None:
             time_all(run, args)
 
 
+@contextmanager
+def under_autocast(args: Args) -> Iterator[None]:
+    """As a model is called whose artifact has the autocast inside."""
+    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.precision != "fp32"):
+        yield
+
+
 STAGES: dict[str, Callable[[Args], None]] = {
     "export": export,
     "artifact": artifact,
+    "both": both,
     "jit": jit,
     "outline": lambda args: jit(args, outline=True),
     "heads": lambda args: jit(args, outline=True, heads=True),
@@ -119,7 +169,7 @@ def pictures(args: Args, frames: int) -> Tensor:
     return images
 
 
-def time_all(run: Callable[[Tensor], Any], args: Args) -> None:
+def time_all(run: Run, args: Args) -> None:
     """Median seconds of a call for each frame count; the first counts only if it took long and compiled nothing."""
     from vggt_compile.bench.worker import BRIEF, graphs
 
@@ -133,7 +183,7 @@ def time_all(run: Callable[[Tensor], Any], args: Args) -> None:
         say(steady_s={str(frames): statistics.median(times)}, calls={str(frames): len(times)})
 
 
-def seconds(run: Callable[[Tensor], Any], images: Tensor, args: Args) -> float:
+def seconds(run: Run, images: Tensor, args: Args) -> float:
     synchronize(args)
     start = time.perf_counter()
     run(images)
