@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch.fx import Node
 
+from vggt_compile.graph.dialect import value
 from vggt_compile.graph.edit import Editor
 from vggt_compile.graph.parts import Parts
-from vggt_compile.graph.symbols import ceildiv, greatest, least, portion, times
+from vggt_compile.graph.symbols import ceildiv, greatest, least, minus, portion, size_of, times
 from vggt_compile.ops import random_blocks as _random  # noqa: F401  # registers an operator
 from vggt_compile.ops.sizes import ratio
 from vggt_compile.passes.block_operands import Keys, Queries, ordered_keys
@@ -54,7 +55,17 @@ def select_blocks(
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     given = (keep, cdf, pool, coverage, most, q_block, k_block)
     sizes = (site.batch, site.heads, site.layout)
-    asked = (state.axes, given, keep_first_frame, order, refresh, special_dense, site.call.scale, sizes)
+    asked = (
+        state.axes,
+        given,
+        keep_first_frame,
+        order,
+        refresh,
+        special_dense,
+        site.call.scale,
+        sizes,
+        site.dense_below,
+    )
     earlier = _Choice.before(site, edit, asked, refresh)
     setting: dict[str, Any] = {"keep": keep, "pool": pool}
     setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
@@ -62,14 +73,19 @@ def select_blocks(
     setting |= {"refresh": refresh} if refresh > 1 else {}
     setting |= {} if special_dense else {"special_dense": False}
     setting |= {"chosen_at": earlier.layer} if earlier else {}
+    few = 0 if state.axes else site.dense_below
+    setting |= {"all_below": few} if few else {}
+    uncertain, walk = cdf > 0, order == "hilbert"
+    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, uncertain, walk, special_dense, few)
 
     def choose(q: Node, k: Callable[[], Node]) -> tuple[Node, Node]:
         if earlier is not None:
             return earlier.lists
-        return _lists(edit, torch.ops.vggt_compile.select_blocks.default, q, k(), *given, scale=site.call.scale)
+        keys, wanted = k(), dict[str, Any](scale=site.call.scale)
+        if few:
+            wanted["least"] = edit.size(blocks.fewest(site.tokens, size_of(value(keys).shape[2])))
+        return _lists(edit, torch.ops.vggt_compile.select_blocks.default, q, keys, *given, **wanted)
 
-    uncertain, walk = cdf > 0, order == "hilbert"
-    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, uncertain, walk, special_dense)
     outcome = _confine(site, state, edit, blocks, choose)
     if isinstance(outcome, AttentionState) and outcome.blocks is not None:
         chosen = earlier or _Choice(asked, (outcome.blocks.index, outcome.blocks.count), site.layer or 0)
@@ -135,6 +151,7 @@ class _Blocks:
     """What both methods share; `setting` is the rest of what the report shows.
 
     Without `special_dense` special tokens are in blocks among the patches, in the model's order, as an experiment.
+    Attentions over fewer than `all_below` tokens read all blocks.
     """
 
     method: str
@@ -146,6 +163,7 @@ class _Blocks:
     at_least: bool = False
     hilbert: bool = False
     special_dense: bool = True
+    all_below: int = 0
 
     def refusal(self, site: Site, state: AttentionState) -> str | None:
         if state.axes.keys() - {"tokens", "keys"} or (state.axes and state.patch_keys is None and state.merged is None):
@@ -169,15 +187,22 @@ class _Blocks:
             return "the rows and columns of its patches are symbols; keep image sizes static, or take order='raster'"
         return None
 
-    def kept(self, keys: Size) -> Size:
+    def fewest(self, tokens: Size, keys: Size) -> Size:
+        """Blocks that a query reads at least, whatever the share: all where the model has so few tokens, else one."""
+        if not self.all_below:
+            return 1
+        beyond = times(self.all_below, minus(self.all_below, tokens))  # more than there are blocks, or not above 0
+        return greatest(least(ceildiv(keys, self.k_block), beyond), 1)
+
+    def kept(self, tokens: Size, keys: Size) -> Size:
         """Keys that a query reads at least of so many in blocks."""
         floor = portion(ceildiv(keys, self.k_block), ratio(self.keep))
-        return least(times(greatest(floor, 1), self.k_block), keys)
+        return least(times(greatest(floor, self.fewest(tokens, keys)), self.k_block), keys)
 
-    def pairs(self, queries: Queries, keys: Keys, own: OwnKeys | None) -> Size:
+    def pairs(self, tokens: Size, queries: Queries, keys: Keys, own: OwnKeys | None) -> Size:
         """Pairs of queries and keys that are computed at least, for one batch item and head."""
         special = times(queries.special, keys.always + keys.listed)
-        patches = times(queries.patches, keys.always + self.kept(keys.listed))
+        patches = times(queries.patches, keys.always + self.kept(tokens, keys.listed))
         return special + patches + (0 if own is None else own.reads)
 
 
@@ -205,9 +230,10 @@ def _confine(site: Site, state: AttentionState, edit: Editor, blocks: _Blocks, c
         q=patch_q,
         k=k,
         v=v,
-        pairs=times(site.batch, blocks.pairs(queries, keys, state.own)),
+        pairs=times(site.batch, blocks.pairs(site.tokens, queries, keys, state.own)),
         own=None if state.own is None else queries.own_of_patches(edit, state.own),
         blocks=BlockLists(index, count, always, blocks.q_block, blocks.k_block),
         dense_q=special_q,
         at_least=blocks.at_least,
+        dense_below=blocks.all_below,
     )

@@ -30,7 +30,8 @@ from vggt_compile.plan import Plan
 from vggt_compile.report import Report
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-SPAN = Span((3, 40), (1, 2), (4, 6))
+MOST = 40
+SPAN = Span((3, MOST), (1, 2), (4, 6))
 
 
 class Doubled(nn.Module):
@@ -154,6 +155,26 @@ def test_merged_tokens_and_chosen_blocks_in_one_file(tmp_path: Path) -> None:
             want, dense = compiled(x), model(x)
         torch.testing.assert_close(run(x), want, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(want, dense, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_few_tokens_are_dense_in_the_graph_of_many(tmp_path: Path) -> None:
+    """`min_tokens` costs a plan that chooses blocks no graph of its own."""
+    model, path = build(replace(SPEC, pairs=1)), tmp_path / "model.pt2"
+    plan = {"layers": {"*": BLOCKS}, "min_tokens": 110}  # 11 tokens a frame
+    made = vggt_compile.export(
+        model, scene(), plan=plan, frames=(3, MOST), batch=(1, 2), path=path, strict=True, check=False
+    )
+    assert [entry.span.frames for entry in made.entries] == [(3, MOST)]
+    run = vggt_compile.load(path)
+    compiled = torch.compile(model, backend=vggt_sparse_eager, options={"plan": plan}, dynamic=False)
+    for batch, frames in ((1, 3), (2, 9), (2, 10), (1, 17), (1, MOST)):
+        x = scene(batch=batch, frames=frames)
+        torch._dynamo.reset()
+        with torch.no_grad():
+            want, dense = compiled(x), model(x)
+        torch.testing.assert_close(run(x), want, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(want, dense, rtol=1e-3, atol=1e-3) == (frames < 10)
 
 
 @pytest.mark.slow

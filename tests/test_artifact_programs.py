@@ -200,7 +200,7 @@ def test_every_count_is_served_once() -> None:
         assert sorted(served) == list(range(1, high + 1))
 
 
-def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
+def test_min_tokens_divides_the_counts_as_a_compile_would_unless_operators_do() -> None:
     plan = Plan.read(FRAME | {"min_tokens": 80})  # 11 tokens a frame: from 8 frames on
     (span,) = spans((3, 20), (1, 1), (4, 6))
     parts = building._cut(span, program(build(SPEC), span, plan, "fp32", CPU, strict=False), plan)
@@ -208,6 +208,10 @@ def test_min_tokens_divides_the_counts_as_a_compile_would() -> None:
     made = [program(build(SPEC), part, plan, "fp32", CPU, strict=False) for part in parts]
     assert [bool(one.report.rewritten) for one in made] == [True, False]
     assert all(building._cut(part, one, plan) == [part] for part, one in zip(parts, made, strict=True))
+    chosen = Plan.read({"layers": {"*": {"blocks": SMALL_BLOCKS}}, "min_tokens": 80})
+    assert building._cut(span, program(build(SPEC), span, chosen, "fp32", CPU, strict=True), chosen) == [span]
+    mixed = Plan.read({"layers": {"0": {"blocks": SMALL_BLOCKS}, "1": {"scope": "frame"}}, "min_tokens": 80})
+    assert len(building._cut(span, program(build(SPEC), span, mixed, "fp32", CPU, strict=True), mixed)) == 2
 
 
 @pytest.mark.parametrize(("high", "traced_for"), [(20, [(3, 20), (3, 7)]), (8, [(3, 8), (8, 8), (3, 7)])])

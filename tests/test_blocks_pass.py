@@ -138,6 +138,36 @@ def test_exported_graphs_give_the_same_numbers(dynamic: bool) -> None:
     torch.testing.assert_close(gm(x), by_hand(model, x, hand), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"cdf": 0.6}, {"keep_first_frame": True}, {"order": "hilbert"}, {"special_dense": False}, {"refresh": 2}],
+    ids=str,
+)
+def test_one_exported_graph_is_dense_for_few_tokens_and_not_for_many(setting: dict) -> None:
+    """`min_tokens` adds no guard then: for fewer tokens the lists are of all blocks."""
+    model, x = build(SPEC), scene(1, 7)
+    per_frame, frames = 5 + 5 * 7, {1: torch.export.Dim("frames", min=3, max=64)}
+    below = {**plan(**setting), "min_tokens": 5 * per_frame}
+    gm, report = exported(model, x, below, frames)
+    always, _ = exported(model, x, plan(**setting), frames)
+    assert [row.dense_below for row in report.rewritten] == [5 * per_frame] * 2
+    for count in (3, 4, 5, 11):
+        x = scene(1, count)
+        with torch.no_grad():
+            want = model(x) if count < 5 else always(x)
+        torch.testing.assert_close(gm(x), want, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(model(x), want, rtol=1e-3, atol=1e-3) == (count < 5)
+    assert report.attention_left(4) == 1.0
+    assert report.attention_left(5) < 1.0
+
+
+def test_what_other_axes_have_thinned_is_not_dense_for_few_tokens() -> None:
+    layers = {"*": {"keys": {"method": "grid", "stride": [1, 2]}, "blocks": {"method": "predict", **BLOCKS}}}
+    frames = {1: torch.export.Dim("frames", min=3, max=64)}
+    _, report = exported(build(SPEC), scene(1, 7), {"layers": layers, "min_tokens": 200}, frames)
+    assert [(len(row.axes), row.dense_below) for row in report.rewritten] == [(2, 0)] * 2
+
+
 @pytest.mark.parametrize("name", ["vggt", "pi3"])
 def test_the_models_of_this_package(name: str) -> None:
     model, x = small(name), pictures(1, 3, 3, 56, 84)

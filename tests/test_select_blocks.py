@@ -81,6 +81,19 @@ def test_the_lists_are_those_of_a_sort(
     assert not index[unused].any()
 
 
+@given(LENGTHS, st.integers(1, 40), SHARES, SHARES, SHARES, st.data())
+def test_so_many_at_least_are_a_share(
+    queries: int, keys: int, keep: float, cdf: float, most: float, data: st.DataObject
+) -> None:
+    """Lists are those of the share that comes to `least` blocks, where the share asked for comes to fewer."""
+    q, k, blocks = whole(1, 2, queries, 4), whole(1, 2, keys, 4, seed=1), -(-keys // 2)
+    least = data.draw(st.integers(1, blocks))
+    share = max(keep, -(-10_000 * least // blocks) / 10_000)  # in steps of 1/10000, and there are 20 blocks at most
+    got = select_blocks(q, k, keep, cdf, most=most, least=least, **SMALL)
+    assert all(map(torch.equal, got, select_blocks(q, k, share, cdf, most=most, **SMALL)))
+    assert (got[1] >= least).all()
+
+
 def test_of_equal_blocks_the_first_ones_are_kept() -> None:
     q, k = torch.ones(1, 1, 8, 4), torch.ones(1, 1, 20, 4)
     index, _ = select_blocks(q, k, 0.3, **SMALL)
@@ -168,7 +181,7 @@ def test_low_precision_inputs_are_scored_in_fp32(dtype: torch.dtype, pool: str) 
         assert all(map(torch.equal, select_blocks(q, k, 0.2, 0.6, pool, **SMALL), want))
 
 
-OPTIONS = [{"keep": 0.3}, {"keep": 0.1, "cdf": 0.8, "coverage": "reach", "pool": "max", "scale": 0.3}]
+OPTIONS = [{"keep": 0.3}, {"keep": 0.1, "cdf": 0.8, "coverage": "reach", "pool": "max", "scale": 0.3, "least": 4}]
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -207,7 +207,7 @@ class Plan:
         rules: layers and their policy; layers that no rule names stay dense.
         families: rules that replace `rules` for one model family, by its name.
         min_tokens: sites with fewer tokens (frames × tokens per frame) stay dense. Under dynamic shapes the comparison
-            becomes a guard, so one model compiles at most twice for it.
+            becomes a guard, so one model compiles at most twice for it; an export has one graph where it can, or two.
         probe: measures of every attention over frames, which runs hand out to `collect_probes`.
         name: of the recipe, for reports.
     """

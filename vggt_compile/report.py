@@ -28,6 +28,7 @@ class Row:
         keys: that a query reads, mean over queries; None where the site could not be read.
         at_least: the data decide how much is computed, and `flops_after` is the least.
         measured: each run of the graph hands out how much it was, see `collect_densities`.
+        dense_below: for fewer tokens the graph computes what the model does; 0 where the plan acts on all it serves.
         growth: FLOPs for other numbers of frames; None where the site could not be read.
     """
 
@@ -48,6 +49,7 @@ class Row:
     reason: str | None
     at_least: bool = False
     measured: bool = False
+    dense_below: int = 0
     keys: float | None = None
     growth: Growth | None = field(default=None, repr=False, compare=False)
 

@@ -48,7 +48,8 @@ def rewrite(
     Args:
         gm: as Dynamo hands it to a backend, or `exported.module()` of torch.export.
         strict: raise NotRewritten where a layer that the plan names is not rewritten.
-        guard: whether `min_tokens` may add a guard; export cannot, and decides by what is known for all sizes.
+        guard: whether `min_tokens` may add a guard. An export cannot: where sizes are on either side of it the plan is
+            applied, and what stays dense for few tokens as the graph runs says so in its row of the report.
         densities: append outputs to the graph, the density [B, H] of each row of the report that is `measured`.
         probes: append what the plan measures, one output for each entry of the report's `observed`.
 
@@ -151,7 +152,7 @@ class _GraphRewrite:
         if self.plan.dense or (policy.dense and not (site.call.spelled_out and site.refusal is None)):
             return row_of(site, state, before, reason, self.symbols)
         with self.edit.before(site.call.node):
-            outcome = self._run_methods(site, state, policy)
+            outcome = self._run_methods(replace(site, dense_below=self._undecided(site.tokens)), state, policy)
             if isinstance(outcome, Skip):
                 self.edit.undo()
                 return row_of(site, state, before, outcome.reason, self.symbols)
@@ -182,6 +183,11 @@ class _GraphRewrite:
     def _below_threshold(self, tokens: Size) -> bool:
         few = self.symbols.symint(tokens) < self.plan.min_tokens
         return bool(few) if self.guard else statically_known_true(few)
+
+    def _undecided(self, tokens: Size) -> int:
+        """`min_tokens` where a graph without guards serves fewer tokens as well, else 0."""
+        enough = statically_known_true(self.symbols.symint(tokens) >= self.plan.min_tokens)
+        return 0 if self.guard or enough else self.plan.min_tokens
 
     def _run_methods(self, site: Site, state: AttentionState, policy: Policy) -> AttentionState | Skip:
         for axis, setting in policy.settings():

@@ -52,6 +52,7 @@ def row_of(
         reason=reason,
         at_least=state.at_least,
         measured=measured,
+        dense_below=state.dense_below,
         keys=number(state.pairs) / queries if (queries := _queries(state, symbols)) else None,
         growth=growth_of(None if layout is None else layout.frames, before, state.pairs, per_pair, symbols),
     )

@@ -64,6 +64,8 @@ class Site:
 
     `layer` counts the global attentions of the model from 0 and is None elsewhere. `dtype` is that of the attention's
     output: under autocast its inputs may still be of another one. `refusal` is why no pass may touch the site.
+    `dense_below` is the plan's `min_tokens` where one graph serves fewer tokens and more, else 0: a pass that can
+    leaves the attention dense for fewer, as the graph runs, and says so in its state.
     """
 
     call: AttentionCall
@@ -78,6 +80,7 @@ class Site:
     layer: int | None = None
     family: str = "generic"
     refusal: str | None = None
+    dense_below: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ class AttentionState:
         at_least: `pairs` is a lower bound, because how many there are depends on the data.
         taken: how keys and values were thinned, where that is all; a Skip says what needs those of all tokens.
         hopper: the kernel for Hopper computes it, although PyTorch's attention could.
+        dense_below: for fewer tokens of the model it is what the model computes, 0 where it never is.
     """
 
     q: Node
@@ -208,6 +212,7 @@ class AttentionState:
     at_least: bool = False
     taken: Taken | Skip | None = None
     hopper: bool = False
+    dense_below: int = 0
 
     def then(self, axis: str, setting: Any, restore: Restore | None = None, **changes: Any) -> AttentionState:
         """This state after one more axis has acted; without `restore` its queries are those of this one."""

@@ -155,12 +155,13 @@ def _right(made: Program) -> list[Span]:
 
 
 def _cut(span: Span, made: Program, plan: Plan) -> list[Span]:
-    """A compile sees the frame count and compares; a graph for many counts cannot.
+    """A compile sees the frame count and compares; a graph for many counts cannot, unless its operators do.
 
     The first part is what the plan is applied to, as it was in a graph for all counts.
     """
-    tokens = {row.per_frame for row in made.report.global_rows if row.per_frame}
-    fewest = -(-plan.min_tokens // max(tokens)) if tokens and not plan.dense else 0
+    applied = (row for row in made.report.global_rows if row.axes and not row.dense_below)
+    tokens = {row.per_frame for row in applied if row.per_frame}
+    fewest = -(-plan.min_tokens // max(tokens)) if tokens else 0
     low, high = span.frames
     if not low < fewest <= high:
         return [span]

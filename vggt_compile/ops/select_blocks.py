@@ -34,11 +34,12 @@ def select_blocks(
     q_block: int = 128,
     k_block: int = 64,
     scale: float | None = None,
+    least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The best key blocks of each query block, for every batch item and head by itself.
 
     The blocks of a row are ranked by score in fp32, equal scores by index, lower first. With P = softmax of the row,
-    it keeps max(1, ⌊keep·nK⌋, n_cdf) blocks, where n_cdf asks for a share of the mass of P:
+    it keeps max(least, ⌊keep·nK⌋, n_cdf) blocks, where n_cdf asks for a share of the mass of P:
 
     - `coverage="reference"`: the longest run of best blocks with mass ≤ cdf + 1e-5, as in the published code. It stops
       one block short of `cdf`.
@@ -52,13 +53,14 @@ def select_blocks(
         most: with `cdf`, no row keeps more than this share, or than `keep` if that is larger: it keeps its best ones.
             The lists are as long as that.
         scale: of the scores, 1/√D where None.
+        least: blocks that every row keeps at least, from 1 to nK; with nK the lists are of all blocks.
 
     Returns:
         block_index [B, H, nQ, cap] int32, ascending, zeros after the last kept block, and block_count [B, H, nQ] int32.
-        cap = max(1, ⌊keep·nK⌋), with `cdf` at least ⌈most·nK⌉. Without keys the counts are 0.
+        cap = max(least, ⌊keep·nK⌋), with `cdf` at least ⌈most·nK⌉. Without keys the counts are 0.
     """
     blocks = cdiv(k.shape[-2], k_block)
-    floor, cap = budget(blocks, keep, cdf, most)
+    floor, cap = budget(blocks, keep, cdf, most, least)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.is_cuda:
         from vggt_compile.ops import pool_blocks_kernel, select_blocks_kernel
@@ -85,9 +87,10 @@ def _shapes(
     q_block: int = 128,
     k_block: int = 64,
     scale: float | None = None,
+    least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Shapes alone. The operator could be traced for them, but with symbolic sizes that takes seconds a layer."""
-    _, cap = budget(cdiv(k.shape[-2], k_block), keep, cdf, most)
+    _, cap = budget(cdiv(k.shape[-2], k_block), keep, cdf, most, least)
     count = q.new_empty((*q.shape[:2], cdiv(q.shape[-2], q_block)), dtype=torch.int32)
     return count.new_empty((*count.shape, cap)), count
 
@@ -119,11 +122,11 @@ def best_blocks(scores: Tensor, floor: int, cap: int, cdf: float, reach: bool) -
     return torch.where(kept, index, 0).int(), count.int()
 
 
-def budget(blocks: int, keep: float, cdf: float, most: float) -> tuple[int, int]:
-    """How many of so many key blocks a row keeps at least, and at most, 1 of none; sizes may be symbolic."""
+def budget(blocks: int, keep: float, cdf: float, most: float, least: int = 1) -> tuple[int, int]:
+    """How many of so many key blocks a row keeps at least, and at most, `least` of none; sizes may be symbolic."""
     at_least, at_most = ratio(keep), ratio(most)
     # torch.sym_max where max() would add a guard
-    floor = _max(blocks * at_least.numerator // at_least.denominator, 1)
+    floor = _max(blocks * at_least.numerator // at_least.denominator, least)
     return floor, _max(floor, cdiv(blocks * at_most.numerator, at_most.denominator)) if cdf else floor
 
 
