@@ -54,18 +54,9 @@ def select_blocks(
 ) -> AttentionState | Skip:
     """Patch queries read the key blocks with the best pooled scores: a share `keep`, and mass `cdf` up to `most`."""
     given = (keep, cdf, pool, coverage, most, q_block, k_block)
-    sizes = (site.batch, site.heads, site.layout)
-    asked = (
-        state.axes,
-        given,
-        keep_first_frame,
-        order,
-        refresh,
-        special_dense,
-        site.call.scale,
-        sizes,
-        site.dense_below,
-    )
+    few = 0 if state.axes else site.dense_below
+    sizes = (site.batch, site.heads, site.layout, few)
+    asked = (state.axes, given, keep_first_frame, order, refresh, special_dense, site.call.scale, sizes)
     earlier = _Choice.before(site, edit, asked, refresh)
     setting: dict[str, Any] = {"keep": keep, "pool": pool}
     setting |= {"cdf": cdf, "coverage": coverage, "most": most} if cdf else {}
@@ -73,10 +64,14 @@ def select_blocks(
     setting |= {"refresh": refresh} if refresh > 1 else {}
     setting |= {} if special_dense else {"special_dense": False}
     setting |= {"chosen_at": earlier.layer} if earlier else {}
-    few = 0 if state.axes else site.dense_below
     setting |= {"all_below": few} if few else {}
-    uncertain, walk = cdf > 0, order == "hilbert"
-    blocks = _Blocks("predict", keep, keep_first_frame, q_block, k_block, setting, uncertain, walk, special_dense, few)
+    blocks = _Blocks(
+        *("predict", keep, keep_first_frame, q_block, k_block, setting),
+        at_least=cdf > 0,
+        hilbert=order == "hilbert",
+        special_dense=special_dense,
+        all_below=few,
+    )
 
     def choose(q: Node, k: Callable[[], Node]) -> tuple[Node, Node]:
         if earlier is not None:

@@ -46,7 +46,7 @@ class Program:
 
     def for_some(self, span: Span) -> Program:
         """The same program, to serve some of its counts only."""
-        return replace(self, span=span, stages=self.stages.of(span))
+        return replace(self, span=span, stages=self.stages.continued(span))
 
 
 def program(model: nn.Module, span: Span, plan: Plan, precision: str, device: torch.device, strict: bool) -> Program:

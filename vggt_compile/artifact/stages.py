@@ -22,11 +22,11 @@ class Stages:
     def __init__(self, span: Span) -> None:
         self.span, self.seconds = span, dict[str, float]()
 
-    def of(self, span: Span) -> Stages:
-        """What took so long was for another graph as well; what follows is for this one."""
-        follows = Stages(span)
-        follows.seconds.update(self.seconds)
-        return follows
+    def continued(self, span: Span) -> Stages:
+        """The stages of a graph that goes on from here."""
+        stages = Stages(span)
+        stages.seconds.update(self.seconds)
+        return stages
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
