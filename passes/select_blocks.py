@@ -66,7 +66,12 @@ def select_blocks(
     setting |= {"chosen_at": earlier.layer} if earlier else {}
     setting |= {"all_below": few} if few else {}
     blocks = _Blocks(
-        *("predict", keep, keep_first_frame, q_block, k_block, setting),
+        "predict",
+        keep,
+        keep_first_frame,
+        q_block,
+        k_block,
+        setting,
         at_least=cdf > 0,
         hilbert=order == "hilbert",
         special_dense=special_dense,

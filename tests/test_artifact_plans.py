@@ -157,7 +157,7 @@ def test_one_file_is_right_at_more_frames_than_its_example_had_and_at_fewer(
     assert [entry.span.frames for entry in made.entries] == [(3, MOST)]
     run = vggt_compile.load(path)
     compiled = torch.compile(model, backend=vggt_sparse_eager, options={"plan": plan}, dynamic=False)
-    for batch, frames in ((1, 3), (2, 9), (2, 10), (1, 17), (1, MOST)):
+    for batch, frames in ((1, 3), (2, 8), (2, 9), (2, 10), (1, 17), (2, 40), (1, MOST)):
         x = scene(batch=batch, frames=frames)
         torch._dynamo.reset()
         with torch.no_grad():

@@ -152,7 +152,7 @@ class _GraphRewrite:
         if self.plan.dense or (policy.dense and not (site.call.spelled_out and site.refusal is None)):
             return row_of(site, state, before, reason, self.symbols)
         with self.edit.before(site.call.node):
-            outcome = self._run_methods(replace(site, dense_below=self._undecided(site.tokens)), state, policy)
+            outcome = self._run_methods(replace(site, dense_below=self._dense_below(site.tokens)), state, policy)
             if isinstance(outcome, Skip):
                 self.edit.undo()
                 return row_of(site, state, before, outcome.reason, self.symbols)
@@ -184,7 +184,7 @@ class _GraphRewrite:
         few = self.symbols.symint(tokens) < self.plan.min_tokens
         return bool(few) if self.guard else statically_known_true(few)
 
-    def _undecided(self, tokens: Size) -> int:
+    def _dense_below(self, tokens: Size) -> int:
         """`min_tokens` where a graph without guards serves fewer tokens as well, else 0."""
         enough = statically_known_true(self.symbols.symint(tokens) >= self.plan.min_tokens)
         return 0 if self.guard or enough else self.plan.min_tokens

@@ -133,8 +133,10 @@ def _libraries(
         span = waiting.pop(0)
         made = known.pop(span, None) or trace(span)
         parts = _cut(span, made, plan)
-        if len(parts) > 1:  # a single count has a trace of its own, without symbols
-            known = {part: made.for_some(part) for part in parts[:1] if part.frames[0] < part.frames[1]}
+        if len(parts) > 1:
+            applied = parts[0]
+            if applied.frames[0] < applied.frames[1]:  # a single count has a trace of its own, without symbols
+                known[applied] = made.for_some(applied)
         else:
             parts = _right(made)  # as far as a rewrite asked about sizes; a compile asks more
         if len(parts) == 1:
