@@ -14,10 +14,10 @@ from alternating import build
 from framed import SPEC, scene
 from harness import FRAME
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, traceback
 
 import vggt_compile
-from vggt_compile.artifact import check
+from vggt_compile.artifact import check, library
 from vggt_compile.artifact.check import Expected, checked, off
 from vggt_compile.artifact.library import Library
 from vggt_compile.artifact.manifest import Entry
@@ -108,6 +108,45 @@ def test_what_fails_in_its_thread_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(check, "_rounded", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         judged(monkeypatch, Mean(), code, "fp32")
+
+
+@torch.library.custom_op("vggt_compile_tests::waits", mutates_args=())
+def waits(x: Tensor, begun: int, over: int) -> Tensor:
+    EVENTS[begun].set()
+    assert EVENTS[over].wait(60)
+    return x.clone()
+
+
+EVENTS = [threading.Event(), threading.Event()]
+
+
+@pytest.mark.slow
+def test_an_operator_that_runs_when_a_compile_ends_does_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's export notes which operators ran in what Dynamo leaves alone, in one dictionary for all threads."""
+    begin, outputs, compiled = Expected.begin, check._outputs, library._compiled
+
+    def begin_and_wait(want: Expected) -> None:
+        begin(want)
+        assert EVENTS[0].wait(60)
+
+    def outputs_later(*given: Any) -> Any:
+        waits(torch.zeros(1), 0, 1)
+        return outputs(*given)
+
+    def compiled_first(*given: Any) -> Any:
+        try:
+            return compiled(*given)
+        finally:
+            EVENTS[1].set()
+
+    monkeypatch.setattr(Expected, "begin", begin_and_wait)
+    monkeypatch.setattr(check, "_outputs", outputs_later)
+    monkeypatch.setattr(library, "_compiled", compiled_first)
+    made = vggt_compile.export(Mean().eval(), scene(frames=4), plan={}, frames=4, path=tmp_path / "model.pt2")
+    assert made.entries[0].check["outputs"].keys() == {"maps.0", "maps.1", "images"}
+    assert not traceback.current_meta
 
 
 def test_where_rounding_grows_more_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

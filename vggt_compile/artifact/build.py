@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_compile import recipes
+from vggt_compile.artifact import marks
 from vggt_compile.artifact.archive import CONSTANTS, ENTRY, digest_of_weights
 from vggt_compile.artifact.assumed import runs
 from vggt_compile.artifact.check import Expected, checked
@@ -33,6 +34,7 @@ FIRST = "model"
 
 
 @few_collections()
+@marks.of_this_thread()
 def export(
     model: nn.Module,
     images: Tensor,
