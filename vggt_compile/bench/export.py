@@ -30,7 +30,7 @@ AFTER = ("artifact", "both", "jit-again", "outline-again", "heads-again", "once-
 COMPILES = ("heads", "once", "outline", "jit")
 """Stages that call compiled code, what users have first."""
 CACHES = {name: name.removesuffix("-again") for name in AFTER if name.endswith("-again")} | {"both": "heads"}
-PLACES = ("argv", "stage", "work", "also")
+PLACES = ("argv", "stage", "work", "also", "out")
 """Settings that are no part of what is found."""
 QUICK = ["--device", "cpu", "--preset", "tiny", "--precision", "fp32", "--outputs", "camera", "--plan", "g2f"]
 QUICK += ["--frames", "3", "5", "--range", "3", "8", "--size", "28", "42", "--patience", "0"]
