@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -58,6 +59,32 @@ def test_the_blocks_of_a_page_are_one_program_that_runs(
 
 def test_the_tables_are_what_the_registry_writes() -> None:
     subprocess.run([sys.executable, "docs/tables.py", "--check"], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_page_of_tests_on_a_gpu_is_made_from_its_record(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "gpu_tests.py"))
+    assert script["PAGE"].read_text() == script["page"](json.loads(script["RECORD"].read_text()))
+    results = tmp_path / "gpu.xml"
+    results.write_text(JUNIT)
+    found = list(script["tests"](results))
+    assert [(one["file"], one["outcome"]) for one in found] == [
+        ("test_one.py", "passed"), ("test_one.py", "xfailed"), ("test_two.py", "skipped"), ("test_two.py", "failed"),
+    ]  # fmt: skip
+    rows = script["page"]({"run": {"gpu": "none"}, "notes": ["So be it."], "tests": found}).splitlines()
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("| `")] == [
+        ["`test_one.py`", "1", "", "", "1", "2"],
+        ["`test_two.py`", "", "1", "1", "", "4"],
+    ]
+    assert "- `test_d[1]` of `test_two.py` failed: assert 1 == 2" in rows
+    assert rows[-1] == "So be it."
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.test_one" name="test_a" time="1.5" />
+<testcase classname="tests.test_one" name="test_b" time="0.5"><skipped type="pytest.xfail" message="known" /></testcase>
+<testcase classname="tests.test_two" name="test_c" time="0"><skipped type="pytest.skip" message="no GPU" /></testcase>
+<testcase classname="tests.test_two" name="test_d[1]" time="4"><failure message="assert 1 == 2&#10;more" /></testcase>
+</testsuite></testsuites>"""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

@@ -16,9 +16,10 @@ def page(record: dict[str, Any]) -> str:
         [
             "# Published models in one graph\n",
             "Small instances of the unmodified published classes, compiled with Inductor on a GPU. `dense = shims`",
-            "compares the plan `dense` bit for bit with the same shims and no rewriting, `eager unchanged` an eager",
-            "call before all compiles with one after. `nodes` are those of the graph that holds the attentions. The",
-            "checks are those of `tests/test_upstream_gpu.py`; it writes this page with `VGGT_COMPILE_RECORD=DIR`.\n",
+            "compares the plan `dense`, without `outline`, bit for bit with the same shims and no rewriting, `eager",
+            "unchanged` an eager call before all compiles with one after. `nodes` are those of the graph that holds",
+            "the attentions. The checks are those of `tests/test_upstream_gpu.py`; it writes this page with",
+            "`VGGT_COMPILE_RECORD=DIR`.\n",
             f"{setting}.\n",
             tabulate(map(_cells, record["rows"]), HEADERS, tablefmt="github"),
             *(f"\n{note}" for note in record.get("notes", ())),
