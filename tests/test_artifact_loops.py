@@ -81,3 +81,15 @@ def test_two_scenes_are_one_program_for_every_count() -> None:
         for frames in (3, MOST, 41):
             given = images[:, :frames]
             torch.testing.assert_close(list(run(given)), model.all_maps(given), rtol=1e-5, atol=1e-5)
+
+
+def test_a_range_of_scenes_after_one_scene() -> None:
+    """Dynamo would remember how many scenes a body had, and take them for a number."""
+    model, images = Maps().eval(), torch.rand(2, 21, 3, 8, 10)
+    for scenes in ((1, 1), (1, 2)):
+        span = Span((3, 21), scenes, (8, 10))
+        traced = program(model, span, Plan.read({}), "fp32", images.device, strict=False)
+    with torch.no_grad():
+        for frames in (3, MOST, 21):
+            given = images[:, :frames]
+            torch.testing.assert_close(list(traced.graph(given)), model.all_maps(given), rtol=1e-5, atol=1e-5)
