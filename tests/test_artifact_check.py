@@ -110,14 +110,15 @@ def test_what_fails_in_its_thread_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         judged(monkeypatch, Mean(), code, "fp32")
 
 
+BEGUN, OVER = threading.Event(), threading.Event()
+
+
 @torch.library.custom_op("vggt_compile_tests::waits", mutates_args=())
-def waits(x: Tensor, begun: int, over: int) -> Tensor:
-    EVENTS[begun].set()
-    assert EVENTS[over].wait(60)
+def waits(x: Tensor) -> Tensor:
+    """Runs until a compile is over."""
+    BEGUN.set()
+    assert OVER.wait(60)
     return x.clone()
-
-
-EVENTS = [threading.Event(), threading.Event()]
 
 
 @pytest.mark.slow
@@ -126,20 +127,22 @@ def test_an_operator_that_runs_when_a_compile_ends_does_not_fail(
 ) -> None:
     """Torch's export notes which operators ran in what Dynamo leaves alone, in one dictionary for all threads."""
     begin, outputs, compiled = Expected.begin, check._outputs, library._compiled
+    for event in (BEGUN, OVER):
+        event.clear()
 
     def begin_and_wait(want: Expected) -> None:
         begin(want)
-        assert EVENTS[0].wait(60)
+        assert BEGUN.wait(60)
 
     def outputs_later(*given: Any) -> Any:
-        waits(torch.zeros(1), 0, 1)
+        waits(torch.zeros(1))
         return outputs(*given)
 
     def compiled_first(*given: Any) -> Any:
         try:
             return compiled(*given)
         finally:
-            EVENTS[1].set()
+            OVER.set()
 
     monkeypatch.setattr(Expected, "begin", begin_and_wait)
     monkeypatch.setattr(check, "_outputs", outputs_later)
